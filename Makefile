@@ -1,0 +1,61 @@
+# `make demo` and `make test` set up everything they need; a second call reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUBS := .venv-stubs
+SEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench stubs stubs-check format clean
+
+help:
+	@echo "make demo [SEED=1]  one server and six clients on this machine train together"
+	@echo "make test           the tests"
+	@echo "make check          lint, format, types, freshness of generated stubs"
+	@echo "make bench          the benchmarks; results in benchmarks/out"
+	@echo "make stubs          generate the protobuf stubs again"
+
+# The stamp is newer than pyproject.toml once everything in it is installed.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@echo "installing into $(VENV); this happens once"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# grpcio-tools is pinned to the oldest supported version: stubs of newer ones refuse older
+# runtimes. Its wheels exist for Python 3.10 and 3.11 only, hence the search.
+$(STUBS)/.installed: Makefile
+	@test -x $(STUBS)/bin/python || $(PYTHON) -m venv $(STUBS)
+	@$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  'grpcio-tools==1.49.1' 'setuptools<80'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/python examples/demo.py --seed $(SEED)
+
+test: $(VENV)/.installed
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.installed stubs-check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	@for name in core quped_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+stubs: $(STUBS)/.installed
+	@$(STUBS)/bin/python proto/generate.py
+
+stubs-check: $(STUBS)/.installed
+	@$(STUBS)/bin/python proto/generate.py --check
+
+format: $(VENV)/.installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(STUBS) build dist demo-out .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,106 @@
+"""Packing, unpacking and folding in, against numpy's weighted sum over the same weights.
+
+    python benchmarks/core.py
+
+One thread, warm buffers, all cases interleaved in one run. The reference is the blockwise
+`acc += w * x` with a preallocated temporary over the float32 weights: what a server does with
+an update that was never packed. A ratio of 1.0 means that packing takes as long as that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from report import Ratio, report
+
+from motley.wire import TILE, EncodedTensor, encode_offset, pack, packed_size, unpack
+
+WEIGHT = np.float32(0.3)
+TARGETS = (1, 2, 4, 8)
+Cases = dict[str, Callable[[], object]]
+
+
+def weighted_sum(acc: np.ndarray, values: np.ndarray) -> Callable[[], None]:
+    scratch = np.empty(TILE, np.float32)
+
+    def run() -> None:
+        for start in range(0, values.size, TILE):
+            part = acc[start : start + TILE]
+            product = scratch[: part.size]
+            np.multiply(values[start : start + TILE], WEIGHT, out=product)
+            np.add(part, product, out=part)
+
+    return run
+
+
+def fold_in(acc: np.ndarray, tensor: EncodedTensor) -> Callable[[], None]:
+    scratch = np.empty(TILE, np.float32)
+
+    def run() -> None:
+        for start in range(0, tensor.size, TILE):
+            part = acc[start : start + TILE]
+            values = scratch[: part.size]
+            tensor.decode_slice(start, start + part.size, values)
+            np.multiply(values, WEIGHT, out=values)
+            np.add(part, values, out=part)
+
+    return run
+
+
+def cases(n: int, rng: np.random.Generator) -> Cases:
+    acc, values = np.zeros(n, np.float32), rng.standard_normal(n, dtype=np.float32)
+    codes, unpacked = rng.integers(0, 256, n, dtype=np.uint8), np.empty(n, np.uint8)
+    made: Cases = {"reference": weighted_sum(acc, values)}
+    for bits in range(1, 9):
+        own = codes >> np.uint8(8 - bits)
+        packed = pack(own, bits)
+        target = np.empty(packed_size(n, bits), np.uint8)
+        made[f"pack {bits}"] = lambda c=own, b=bits, o=target: pack(c, b, out=o)
+        made[f"unpack {bits}"] = lambda p=packed, b=bits: unpack(p, b, n, out=unpacked)
+        made[f"fold in {bits}"] = fold_in(acc, encode_offset(own, -1.0, 0.01, bits))
+    return made
+
+
+def measure(made: Cases, repeats: int) -> dict[str, list[float]]:
+    """Return seconds by case; every repeat runs all cases, the first repeat only warms."""
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for repeat in range(repeats + 1):
+        for name, run in made.items():
+            began = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=int, default=25_000_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    made = cases(options.weights, np.random.default_rng(0))
+    seconds = measure(made, options.repeats)
+    reference = statistics.median(seconds.pop("reference"))
+    ratios = []
+    for name, times in sorted(seconds.items(), key=lambda item: item[0].rsplit(" ", 1)):
+        work, bits = name.rsplit(" ", 1)
+        bound = 1.0 if int(bits) in TARGETS and work != "fold in" else None
+        detail = f"{min(times) * 1e3:.1f} - {max(times) * 1e3:.1f} ms"
+        ratios.append(
+            Ratio(f"{work} {bits} bits", statistics.median(times) / reference, bound, detail=detail)
+        )
+    report(
+        "core",
+        f"time over numpy's blockwise acc += w * x ({reference * 1e3:.1f} ms) on "
+        f"{options.weights:,} float32 weights; one thread, warm buffers, "
+        f"median of {options.repeats}",
+        ratios,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The two halves of a federated method, and what the engine hands to each.
+
+An algorithm is written once and knows neither gRPC nor files. Its server half works on names,
+numbers and numpy tiles and never imports torch; its client half (`train`, `evaluate`, `finish`)
+may import torch inside the methods. Both halves are driven by the daemons and by a simulation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from motley.models.units import UnitTable
+from motley.plan import FULL_PRECISION, Plan
+from motley.task import TaskSpec
+from motley.wire import EncodedTensor
+from motley.workload import LocalData, Scalar, Workload
+
+Array = npt.NDArray[np.generic]
+FloatArray = npt.NDArray[np.float32]
+Tensors = dict[str, Array]
+"""Named tensors in the order of the model's unit table."""
+Coefficient = float | Mapping[str, float]
+"""Weight of a client's update: one number, or one for each unit."""
+
+
+class Settings(BaseModel):
+    """Base of every algorithm's settings: plain values, misspelt names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A client as frozen at the start of a run."""
+
+    name: str
+    tier: str
+    variant: str
+    units: UnitTable
+    """Unit table of the member's variant."""
+    bits: int = FULL_PRECISION
+    """The tier's bit-width for quantized units."""
+    up_bits: int = FULL_PRECISION
+    down_bits: int = FULL_PRECISION
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    """The tier's settings, laid over the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where a run stands when a round is planned."""
+
+    round: int
+    """1-based."""
+    rounds: int
+    seed: int
+    """The run's seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientContext:
+    """What the client half works with."""
+
+    task: TaskSpec
+    workload: Workload
+    data: LocalData
+    device: str = "cpu"
+    progress: Callable[[float], None] = lambda fraction: None
+    """Called with the finished fraction of the task, 0 to 1."""
+
+    @property
+    def plan(self) -> Plan:
+        """The task's plan."""
+        return self.task.plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Outcome of `Algorithm.train`."""
+
+    update: Tensors
+    """The client's values of the global model's tensors; execution takes deltas and encodes."""
+    personal: Tensors | None = None
+    """The new, still uncounted personal state."""
+    samples: int
+    """Training samples on the device."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Outcome of `Algorithm.finish`: the model to keep, as it is stored packed."""
+
+    variant: str
+    model: Mapping[str, EncodedTensor]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Algorithm(ABC):
+    """One federated method. Subclasses are registered in `motley.algorithms.registry`."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when updates of one version cannot be mixed with another's."""
+    settings_type: ClassVar[type[Settings]]
+    keeps_personal_state: ClassVar[bool] = False
+    """Whether a client's model and centres stay on the device between rounds."""
+    has_global_model: ClassVar[bool] = True
+    """False for training alone: rounds then synchronise nothing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def configure(cls, values: Mapping[str, Scalar]) -> Algorithm:
+        """Build from plain values; raises pydantic's ValidationError naming the field."""
+        return cls(cls.settings_type.model_validate(dict(values)))
+
+    # --- server half -------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def local_steps(self) -> int:
+        """Local iterations of one round (the papers' τ)."""
+
+    def select(
+        self, candidates: Sequence[Member], count: int, rng: np.random.Generator
+    ) -> list[Member]:
+        """Choose `count` of the candidates (in order of name). Default: uniformly at random."""
+        if count >= len(candidates):
+            return list(candidates)
+        chosen = sorted(rng.choice(len(candidates), size=count, replace=False).tolist())
+        return [candidates[index] for index in chosen]
+
+    def plan(self, member: Member, moment: Moment) -> Plan:
+        """Choose variant, bit-widths and schedule for one client in one round."""
+        quantized = member.units.quantized_units if member.bits != FULL_PRECISION else ()
+        return Plan(
+            variant=member.variant,
+            bits={unit: member.bits for unit in quantized},
+            settings={**self.settings.model_dump(exclude_none=True), **member.settings},
+            up_bits=member.up_bits,
+            down_bits=member.down_bits,
+            iteration=(moment.round - 1) * self.local_steps,
+            iterations=moment.rounds * self.local_steps,
+        )
+
+    def measure(self, samples: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Reduce an accepted update to the numbers that `coefficients` needs."""
+        return {"samples": float(samples)}
+
+    def coefficients(
+        self, scalars: Mapping[str, Mapping[str, float]]
+    ) -> Mapping[str, Coefficient]:
+        """Return every counted client's weight. Default: equal weights."""
+        return dict.fromkeys(scalars, 1.0)
+
+    reducer: ClassVar[str] = "weighted_mean"
+    """How a tile of all clients' values becomes one: a name in `fedserver.aggregation.reducers`."""
+
+    def finish_tile(self, state: FloatArray, reduced: FloatArray) -> FloatArray:
+        """Turn a reduced tile into the new global state's tile. Default: take it as it is."""
+        return reduced
+
+    # --- client half -------------------------------------------------------------------------
+
+    @abstractmethod
+    def train(
+        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+    ) -> Trained:
+        """Run one task's local steps from the broadcast and the personal state."""
+
+    @abstractmethod
+    def model_for(
+        self, context: ClientContext, subject: str, broadcast: Tensors, personal: Tensors | None
+    ) -> tuple[str, Tensors]:
+        """Return (variant, tensors) of the model that an evaluation of `subject` is about."""
+
+    @abstractmethod
+    def finish(
+        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+    ) -> Finished:
+        """Return the final model as it is to be stored on the device, packed."""

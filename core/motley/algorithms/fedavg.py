@@ -1,0 +1,94 @@
+"""FedAvg: local SGD on the global model, weighted averaging.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, arXiv 1602.05629, algorithm 1. Symbols: local steps τ = `local_steps`, learning
+rate η = `learning_rate`, samples n_k the weights of the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from motley.algorithms.base import (
+    Algorithm,
+    ClientContext,
+    Coefficient,
+    Finished,
+    Settings,
+    Tensors,
+    Trained,
+)
+from motley.algorithms.local_settings import LocalSettings
+from motley.wire import encode_dense
+
+
+class FedAvgSettings(LocalSettings):
+    """Settings of FedAvg."""
+
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Within a task; every task starts at rest."""
+    weighting: Literal["samples", "uniform"] = "samples"
+    """Weight of a client in the mean: its sample count, or the same for all."""
+
+
+class FedAvg(Algorithm):
+    """Federated averaging."""
+
+    name: ClassVar[str] = "fedavg"
+    settings_type: ClassVar[type[Settings]] = FedAvgSettings
+    settings: FedAvgSettings
+
+    @property
+    def local_steps(self) -> int:
+        """Local iterations of one round, τ."""
+        return self.settings.local_steps
+
+    def coefficients(
+        self, scalars: Mapping[str, Mapping[str, float]]
+    ) -> Mapping[str, Coefficient]:
+        """Weight clients by their (capped) samples, or equally."""
+        if self.settings.weighting == "uniform":
+            return dict.fromkeys(scalars, 1.0)
+        return {name: values["samples"] for name, values in scalars.items()}
+
+    def train(
+        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+    ) -> Trained:
+        """Run τ SGD steps from the broadcast and return the model's values."""
+        from motley.models.units import load_tensors, read_tensors
+        from motley.training.sgd import local_sgd
+
+        module = context.workload.variants()[context.task.global_variant].build()
+        load_tensors(module, broadcast)
+        module.to(context.device)
+        settings = self.settings
+        loss = local_sgd(
+            module,
+            context,
+            settings.batches(context),
+            steps=settings.local_steps,
+            learning_rate=settings.rate,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+        return Trained(
+            update=read_tensors(module),
+            samples=len(context.data.train),
+            metrics={"loss": loss},
+        )
+
+    def model_for(
+        self, context: ClientContext, subject: str, broadcast: Tensors, personal: Tensors | None
+    ) -> tuple[str, Tensors]:
+        """Return the global model: FedAvg has no other."""
+        return context.task.global_variant, broadcast
+
+    def finish(
+        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+    ) -> Finished:
+        """Return the global model in full precision."""
+        model = {name: encode_dense(values) for name, values in broadcast.items()}
+        return Finished(variant=context.task.global_variant, model=model)

@@ -1,0 +1,28 @@
+"""Algorithms by name; each file is imported when its name is first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from motley.algorithms.base import Algorithm
+from motley.errors import PlanError
+
+_CLASSES = {
+    "fedavg": "motley.algorithms.fedavg:FedAvg",
+    "local": "motley.algorithms.local:Local",
+    "quped": "motley.algorithms.quped:QuPeD",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all algorithms."""
+    return tuple(_CLASSES)
+
+
+def find(name: str) -> type[Algorithm]:
+    """Return an algorithm's class; raise PlanError when there is none of that name."""
+    if name not in _CLASSES:
+        raise PlanError(f"no algorithm is called {name!r}; there are {', '.join(names())}")
+    module, _, attribute = _CLASSES[name].partition(":")
+    found: type[Algorithm] = getattr(import_module(module), attribute)
+    return found

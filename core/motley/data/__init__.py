@@ -1,0 +1,1 @@
+"""Readers of published data formats, and partitions of a set over clients."""

@@ -1,0 +1,75 @@
+"""The errors of this system: one base, one class for each kind of cause.
+
+A message says what was wrong, what was expected and what to do. `code` is the stable name
+that logs, `--json` output and the wire carry.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MotleyError(Exception):
+    """Base of every error that this system raises on purpose."""
+
+    code: ClassVar[str] = "error"
+
+
+class PayloadError(MotleyError):
+    """Bytes are not a payload: truncated, altered, or against docs/wire-format.md."""
+
+    code = "payload"
+
+
+class TableMismatchError(PayloadError):
+    """A payload was written against another tensor table than the one at hand."""
+
+    code = "table_mismatch"
+
+
+class EncodingError(MotleyError):
+    """Values cannot be put into the asked encoding, e.g. NaN or a bit-width of 9."""
+
+    code = "encoding"
+
+
+class RunFileError(MotleyError):
+    """A run file is not valid; the message names the field and what was expected."""
+
+    code = "run_file"
+
+
+class DataError(MotleyError):
+    """Training data is missing, or not in the format that was named."""
+
+    code = "data"
+
+
+class WorkloadError(MotleyError):
+    """A workload is not mapped on this machine, or does not keep its interface."""
+
+    code = "workload"
+
+
+class PlanError(MotleyError):
+    """A plan asks for something this model or algorithm does not have."""
+
+    code = "plan"
+
+
+class LostStateError(MotleyError):
+    """The personal state that a task starts from is not on this device."""
+
+    code = "lost_state"
+
+
+class UpdateError(MotleyError):
+    """An update cannot be counted: wrong shape, wrong digest, not finite."""
+
+    code = "update"
+
+
+class TrainingError(MotleyError):
+    """Training failed on the device, e.g. the loss became NaN."""
+
+    code = "training"

@@ -1,0 +1,1 @@
+"""Runs one task over a personal-state interface; daemon and simulation supply the storage."""

@@ -1,0 +1,245 @@
+"""One task from its payload to its outcome, wherever it runs.
+
+The daemon's worker process and the simulation both call `Executor.run`; they differ only in
+the `PersonalStore` they hand in. Everything here is a function of the task, the personal state
+and the local data: no clock, no global generator, no network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from motley.algorithms import registry
+from motley.algorithms.base import Algorithm, ClientContext, Tensors
+from motley.errors import LostStateError, PlanError, TrainingError
+from motley.models.units import UnitTable, load_tensors, unit_table
+from motley.plan import FULL_PRECISION
+from motley.seeding import numpy_generator
+from motley.task import TaskKind, TaskSpec
+from motley.training.evaluation import evaluate
+from motley.wire import (
+    encode_dense,
+    EncodedTensor,
+    PayloadInfo,
+    PayloadReader,
+    TensorTable,
+    quantize_uniform,
+    write_payload,
+)
+from motley.workload import LocalData, Variant, Workload
+
+
+class PersonalStore(Protocol):
+    """Versions of one run's personal state; a version is the id of the task that made it."""
+
+    def load(self, version: str) -> Tensors | None:
+        """Return the state of `version`, or None when it is not there."""
+
+    def save(self, version: str, tensors: Tensors) -> None:
+        """Keep a new, uncounted state beside the counted one, replacing an uncounted one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a task."""
+
+    payload: PayloadInfo | None = None
+    """The encoded update; None for kinds of task that send none."""
+    samples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    restarted: bool = False
+    """Whether the personal state was lost and started afresh."""
+
+
+class Executor:
+    """Runs tasks of one workload over one client's data."""
+
+    def __init__(self, workload: Workload, data: LocalData, device: str = "cpu") -> None:
+        self._workload, self._data, self._device = workload, data, device
+        self._variants = workload.variants()
+        self._tables: dict[str, UnitTable] = {}
+
+    def run(
+        self,
+        task: TaskSpec,
+        *,
+        personal: PersonalStore,
+        broadcast: Path | None,
+        update: Path,
+        model: Path,
+        progress: Callable[[float], None] = lambda fraction: None,
+    ) -> Outcome:
+        """Do one task.
+
+        Args:
+            task: what to do.
+            personal: the client's personal states of this run.
+            broadcast: payload file of the global model; None when the task names none.
+            update: where a training task writes its encoded update.
+            model: where a finishing task writes the packed model.
+            progress: called with the finished fraction, 0 to 1.
+
+        Raises:
+            LostStateError: the personal state is gone and the run excludes such clients.
+            PayloadError: the broadcast is not what the task names.
+            PlanError: the plan asks for what this workload does not have.
+            TrainingError: the loss or an updated value is not finite.
+        """
+        started = time.monotonic()
+        algorithm = registry.find(task.algorithm).configure(task.plan.settings)
+        context = ClientContext(
+            task=task,
+            workload=self._workload,
+            data=self._data,
+            device=self._device,
+            progress=progress,
+        )
+        state, restarted = _personal_state(algorithm, task, personal)
+        received = self._decode(task, broadcast)
+        # Schedules draw from no global generator; this guards workloads (dropout) that do.
+        torch.manual_seed(
+            numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
+        )
+        if task.kind is TaskKind.TRAIN:
+            outcome = self._train(algorithm, context, received, state, personal, update)
+        elif task.kind is TaskKind.EVALUATE:
+            outcome = self._evaluate(algorithm, context, received, state)
+        else:
+            outcome = self._finish(algorithm, context, received, state, model)
+        return Outcome(
+            payload=outcome.payload,
+            samples=outcome.samples,
+            metrics=outcome.metrics,
+            seconds=time.monotonic() - started,
+            restarted=restarted,
+        )
+
+    def table(self, variant: str) -> UnitTable:
+        """Return the unit table of a variant; raise PlanError when the workload has none."""
+        if variant not in self._tables:
+            self._tables[variant] = unit_table(
+                self._build(variant), self._variant(variant).quantized
+            )
+        return self._tables[variant]
+
+    def _variant(self, name: str) -> Variant:
+        if name not in self._variants:
+            known = ", ".join(self._variants)
+            raise PlanError(f"this workload has no model variant {name!r}; it has {known}")
+        return self._variants[name]
+
+    def _build(self, variant: str) -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            return self._variant(variant).build()
+
+    def _decode(self, task: TaskSpec, broadcast: Path | None) -> Tensors:
+        if not task.payload_sha256:
+            return {}
+        if broadcast is None:
+            raise PlanError(f"task {task.task_id} names a broadcast, but none was handed in")
+        table = self.table(task.global_variant).tensor_table
+        with PayloadReader(broadcast, table) as reader:
+            return {name: reader[name].decode() for name in reader.names}
+
+    def _train(
+        self,
+        algorithm: Algorithm,
+        context: ClientContext,
+        received: Tensors,
+        state: Tensors | None,
+        personal: PersonalStore,
+        update: Path,
+    ) -> Outcome:
+        task = context.task
+        trained = algorithm.train(context, received, state)
+        _check_finite(trained.update, task)
+        table = self.table(task.global_variant).tensor_table if algorithm.has_global_model else None
+        encoded = _encode_update(task, trained.update, received)
+        info = write_payload(update, encoded, table or TensorTable(()))
+        if trained.personal is not None:
+            _check_finite(trained.personal, task)
+            personal.save(task.task_id, trained.personal)
+        return Outcome(payload=info, samples=trained.samples, metrics=trained.metrics)
+
+    def _evaluate(
+        self, algorithm: Algorithm, context: ClientContext, received: Tensors, state: Tensors | None
+    ) -> Outcome:
+        variant, tensors = algorithm.model_for(context, context.task.subject, received, state)
+        return Outcome(metrics=self._score(variant, tensors))
+
+    def _finish(
+        self,
+        algorithm: Algorithm,
+        context: ClientContext,
+        received: Tensors,
+        state: Tensors | None,
+        model: Path,
+    ) -> Outcome:
+        """Write the packed model and report on what the *re-read* file predicts."""
+        finished = algorithm.finish(context, received, state)
+        info = write_payload(model, list(finished.model.items()), None)
+        with PayloadReader(model, None) as reader:
+            tensors = {name: reader[name].decode() for name in reader.names}
+        table = self.table(finished.variant)
+        sizes = {
+            "packed_bytes": float(info.size),
+            "dense_bytes": float(sum(np.dtype(r.dtype).itemsize * r.size for r in table.rows)),
+        }
+        return Outcome(
+            metrics={**finished.metrics, **self._score(finished.variant, tensors), **sizes}
+        )
+
+    def _score(self, variant: str, tensors: Tensors) -> dict[str, float]:
+        module = self._build(variant)
+        load_tensors(module, tensors)
+        module.to(self._device)
+        return evaluate(module, self._workload, self._data.test, self._device)
+
+
+def _personal_state(
+    algorithm: Algorithm, task: TaskSpec, personal: PersonalStore
+) -> tuple[Tensors | None, bool]:
+    """Return (state to start from, whether it was lost and starts afresh)."""
+    if not algorithm.keeps_personal_state or not task.base_version:
+        return None, False
+    state = personal.load(task.base_version)
+    if state is None and not task.fresh_if_lost:
+        raise LostStateError(
+            f"personal state {task.base_version} of run {task.run_name} is not on this device, and "
+            f"the run excludes clients that lost theirs (on_lost_state = exclude)"
+        )
+    return state, state is None
+
+
+def _check_finite(tensors: Tensors, task: TaskSpec) -> None:
+    for name, values in tensors.items():
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise TrainingError(
+                f"{name} is not finite after round {task.round} of run {task.run_name}; "
+                f"lower the learning rate of this client's tier"
+            )
+
+
+def _encode_update(
+    task: TaskSpec, update: Tensors, received: Tensors
+) -> Iterator[tuple[str, EncodedTensor]]:
+    """Yield the update's tensors as the plan encodes them: values, or quantized deltas."""
+    plan = task.plan
+    for name, values in update.items():
+        if not plan.sends_delta or values.dtype != np.float32:
+            yield name, encode_dense(values)
+            continue
+        delta = values - received[name]
+        if plan.up_bits == FULL_PRECISION:
+            yield name, encode_dense(delta)
+        else:
+            rng = numpy_generator(task.run_seed, "encode", task.round, task.client, name)
+            yield name, quantize_uniform(delta, plan.up_bits, rng)

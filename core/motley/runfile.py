@@ -1,0 +1,251 @@
+"""The run file: one training job as TOML, validated with errors that name the field.
+
+`docs/run-file.md` explains every field with an example. Durations are in seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from motley.algorithms import registry
+from motley.errors import MotleyError, RunFileError
+from motley.plan import FULL_PRECISION, check_bits
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Bits = Annotated[int, Field(description="1 to 8, or 32 for full precision")]
+PlainValue = bool | int | float | str
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _check_bits(**widths: int) -> None:
+    for name, bits in widths.items():
+        try:
+            check_bits(bits, name)
+        except MotleyError as error:
+            raise ValueError(str(error)) from None
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(_Section):
+    """What is trained, by which method, for how long."""
+
+    name: Name
+    algorithm: str
+    rounds: int = Field(ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    init: str = ""
+    """Initial global model: a payload file, or `run:NAME` for another run's newest model."""
+    on_lost_state: Literal["restart", "exclude"] = "restart"
+    """What happens to a client whose personal state is gone: start afresh, or leave the run."""
+    global_variant: str = ""
+    """Variant of the global model; default: the workload's first."""
+
+    @model_validator(mode="after")
+    def _algorithm_exists(self) -> Run:
+        if self.algorithm not in registry.names():
+            known = ", ".join(registry.names())
+            raise ValueError(f"no algorithm is called {self.algorithm!r}; expected one of {known}")
+        return self
+
+
+class WorkloadSection(_Section):
+    """Which workload; each machine maps the name to code of its owner's choice."""
+
+    name: Name
+    arguments: dict[str, PlainValue] = Field(default_factory=dict)
+
+
+class Clients(_Section):
+    """Who takes part."""
+
+    expected: int = Field(ge=1)
+    """The run starts when so many clients are there; their names are then frozen."""
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the run's clients that a round counts."""
+    count: int | None = Field(default=None, ge=1)
+    """Instead of a fraction: how many."""
+    over_select: float = Field(default=1.0, ge=1, le=4)
+    """Tasks given out for each update that is counted; the surplus is not counted."""
+    minimum: int = Field(default=1, ge=1)
+    """Updates below which a round at its deadline is tried again with a new cohort."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Only clients that carry these labels."""
+    max_samples: int | None = Field(default=None, ge=1)
+    """Cap on the sample counts that clients report and weights use."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Clients:
+        if self.count is not None and "fraction" in self.model_fields_set:
+            raise ValueError("give fraction or count, not both")
+        if self.goal(self.expected) < self.minimum:
+            raise ValueError(
+                f"minimum is {self.minimum} but a round counts only {self.goal(self.expected)} "
+                f"of {self.expected} expected clients; lower minimum or raise fraction or count"
+            )
+        return self
+
+    def goal(self, clients: int) -> int:
+        """Return how many updates a round counts among `clients`."""
+        wanted = self.count if self.count is not None else round(self.fraction * clients)
+        return max(1, min(clients, wanted))
+
+
+class Round(_Section):
+    """How a round ends."""
+
+    deadline_seconds: float = Field(default=3600.0, gt=0)
+    retries: int = Field(default=2, ge=0)
+    """New cohorts for a round below its minimum before the run pauses with the reason."""
+
+
+class Wire(_Section):
+    """Bit-widths of the global model on the wire."""
+
+    up_bits: Bits = FULL_PRECISION
+    down_bits: Bits = FULL_PRECISION
+
+    @model_validator(mode="after")
+    def _bits(self) -> Wire:
+        _check_bits(up_bits=self.up_bits, down_bits=self.down_bits)
+        return self
+
+
+class Evaluate(_Section):
+    """Evaluation rounds between training rounds."""
+
+    every: int = Field(default=0, ge=0)
+    """After every so many rounds, and after the last; 0: never."""
+    subject: Literal["global", "personal"] = "global"
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    deadline_seconds: float = Field(default=600.0, gt=0)
+    held_out: str = ""
+    """A data spec that the server itself evaluates the global model on."""
+
+
+class When(_Section):
+    """Conditions on a device profile; all that are given must hold."""
+
+    memory_gib_below: float | None = None
+    cores_below: int | None = None
+    probe_gflops_below: float | None = None
+    accelerator: bool | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class Tier(_Section):
+    """What one class of devices trains."""
+
+    name: Name
+    when: When | None = None
+    """Devices it is for; without it, those whose owner named this tier, or all that are left."""
+    variant: str = ""
+    bits: Bits = FULL_PRECISION
+    up_bits: Bits | None = None
+    down_bits: Bits | None = None
+    settings: dict[str, PlainValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _bits(self) -> Tier:
+        widths = {"bits": self.bits, "up_bits": self.up_bits, "down_bits": self.down_bits}
+        _check_bits(**{name: bits for name, bits in widths.items() if bits is not None})
+        return self
+
+
+class RunFile(_Section):
+    """A whole run file."""
+
+    run: Run
+    workload: WorkloadSection
+    clients: Clients
+    round: Round = Field(default_factory=Round)
+    settings: dict[str, PlainValue] = Field(default_factory=dict)
+    """The algorithm's settings."""
+    wire: Wire = Field(default_factory=Wire)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    tiers: tuple[Tier, ...] = (Tier(name="all"),)
+
+    @model_validator(mode="after")
+    def _tiers(self) -> RunFile:
+        names = [tier.name for tier in self.tiers]
+        if not names or len(set(names)) != len(names):
+            raise ValueError("tiers: expected at least one, each with a name of its own")
+        return self
+
+
+def parse(text: str, source: str = "run file") -> RunFile:
+    """Read a run file's text; raise RunFileError with every fault, each naming its field."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RunFileError(f"{source} is not TOML: {error}") from None
+    faults: list[str] = []
+    runfile: RunFile | None = None
+    try:
+        runfile = RunFile.model_validate(document)
+    except ValidationError as error:
+        faults = describe(error, RunFile)
+    if runfile is not None:
+        faults = _settings_faults(runfile)
+    if faults or runfile is None:
+        raise RunFileError(f"{source} is not valid:\n  " + "\n  ".join(faults))
+    return runfile
+
+
+def _settings_faults(runfile: RunFile) -> list[str]:
+    """Check the algorithm's settings, alone and with each tier's laid over them."""
+    faults = []
+    algorithm = registry.find(runfile.run.algorithm)
+    layers = [("settings", runfile.settings)]
+    layers += [
+        (f"tiers.{tier.name}.settings", {**runfile.settings, **tier.settings})
+        for tier in runfile.tiers
+        if tier.settings
+    ]
+    for place, values in layers:
+        try:
+            algorithm.configure(values)
+        except ValidationError as error:
+            faults += describe(error, algorithm.settings_type, place)
+    return list(dict.fromkeys(faults))
+
+
+def describe(error: ValidationError, model: type[BaseModel], place: str = "") -> list[str]:
+    """Turn pydantic's errors into lines `field: what was wrong (what was given)`."""
+    lines = []
+    for item in error.errors():
+        location = [place] if place else []
+        location += [str(part) for part in item["loc"]]
+        line = f"{'.'.join(location) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(model, item["loc"][:-1])
+            close = get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            line = f"{'.'.join(location)}: no such field{hint} (known: {', '.join(known)})"
+        elif item["type"] != "missing" and not isinstance(item["input"], Mapping | BaseModel):
+            line += f" (got {item['input']!r})"
+        lines.append(line)
+    return lines
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the field names of the section at `path` inside `model`."""
+    current: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        current = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(current.model_fields)

@@ -1,0 +1,1 @@
+"""Local steps that every method shares: batches, evaluation. Needs torch."""

@@ -1,0 +1,49 @@
+"""Tensors to bytes and back."""
+
+from motley.wire.durable import file_sha256
+from motley.wire.encoding import Encoding
+from motley.wire.encodings import ENCODING_NAMES, Codebook, Dense, UniformOffset, UniformPlanes
+from motley.wire.encodings.codebook import encode_codebook
+from motley.wire.encodings.dense import encode_dense
+from motley.wire.encodings.offset import encode_offset
+from motley.wire.encodings.planes import encode_planes
+from motley.wire.frames import FRAME_SIZE, Frame, FrameError, FrameWriter, iter_frames, partial_path
+from motley.wire.manifest import VERSION
+from motley.wire.packing import TILE, pack, packed_size, unpack
+from motley.wire.payload import PayloadInfo, PayloadReader, write_payload
+from motley.wire.quantizer import quantize_uniform
+from motley.wire.table import DTYPES, TensorRow, TensorTable
+from motley.wire.tensor import EncodedTensor
+
+__all__ = [
+    "DTYPES",
+    "ENCODING_NAMES",
+    "FRAME_SIZE",
+    "TILE",
+    "VERSION",
+    "Codebook",
+    "Dense",
+    "EncodedTensor",
+    "Encoding",
+    "Frame",
+    "FrameError",
+    "FrameWriter",
+    "PayloadInfo",
+    "PayloadReader",
+    "TensorRow",
+    "TensorTable",
+    "UniformOffset",
+    "UniformPlanes",
+    "encode_codebook",
+    "encode_dense",
+    "encode_offset",
+    "encode_planes",
+    "file_sha256",
+    "iter_frames",
+    "pack",
+    "packed_size",
+    "partial_path",
+    "quantize_uniform",
+    "unpack",
+    "write_payload",
+]

@@ -1,0 +1,119 @@
+"""One tensor in its encoding: packed in memory, or lying in an open payload."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from motley.errors import PayloadError
+from motley.wire.encoding import Array, Bytes, Encoding, Floats
+from motley.wire.packing import TILE
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTensor:
+    """A tensor's bytes and what they mean.
+
+    The encode functions make one; a `PayloadReader` hands out one for each of its tensors.
+
+    Raises:
+        PayloadError: the segment's length, scales, centres or unused bits are against
+            `docs/wire-format.md`.
+    """
+
+    encoding: Encoding
+    shape: tuple[int, ...]
+    dtype: str
+    """numpy's name of the type in memory after decoding."""
+    segment: Bytes
+    """The packed bytes, uint8 [encoding.segment_size(size)]; read-only."""
+
+    def __post_init__(self) -> None:
+        expected = self.encoding.segment_size(self.size)
+        if self.segment.shape != (expected,):
+            raise PayloadError(f"a segment of {self.segment.size} bytes; expected {expected}")
+        if not self.encoding.accepts(self.dtype):
+            raise PayloadError(f"a {self.dtype} tensor cannot be in {self.encoding}")
+        self.encoding.check_segment(self.segment, self.size)
+        read_only = self.segment.view()
+        read_only.flags.writeable = False
+        object.__setattr__(self, "segment", read_only)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the segment: packed values, scales and centres."""
+        return self.segment.size
+
+    def decode(self, out: Array | None = None) -> Array:
+        """Return the values in the tensor's shape and dtype, in `out` when it is given.
+
+        Raises:
+            PayloadError: a code or bool byte is against the wire format.
+            ValueError: `out` has another shape or dtype, or is not contiguous.
+        """
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        elif out.shape != self.shape:
+            raise ValueError(f"out has shape {out.shape}; expected {self.shape}")
+        self.decode_slice(0, self.size, out.reshape(-1) if out.flags.c_contiguous else out)
+        return out
+
+    def decode_slice(self, start: int, stop: int, out: Array) -> Array:
+        """Write the elements [start, stop), in C order, into `out` and return it.
+
+        `start` is a multiple of `TILE` (65,536); `out` is a contiguous [stop - start] array of
+        the tensor's dtype. Only the bytes of these elements are touched.
+
+        Raises:
+            PayloadError: a code or bool byte is against the wire format.
+            ValueError: the slice or `out` is not as described.
+        """
+        if start % TILE or not 0 <= start <= stop <= self.size:
+            raise ValueError(f"slice [{start}, {stop}) of {self.size} elements, tile {TILE}")
+        if out.shape != (stop - start,) or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out is {out.dtype} {out.shape}; expected contiguous {self.dtype} [{stop - start}]"
+            )
+        self.encoding.decode_slice(self.segment, self.size, start, out)
+        return out
+
+    def codes(self) -> Array:
+        """Return the codes in the tensor's shape: uint8, or int16 in the planes layout.
+
+        Raises:
+            EncodingError: the encoding has no codes.
+            PayloadError: an index has no centre.
+        """
+        return self.encoding.codes(self.segment, self.size).reshape(self.shape)
+
+    @property
+    def centres(self) -> Floats:
+        """Centres of a codebook tensor, float32 [m]; EncodingError for other encodings."""
+        return self.encoding.centres(self.segment)
+
+    @property
+    def scale(self) -> tuple[np.float32, np.float32]:
+        """(low, step) of a uniform tensor, low = 0 in the planes layout; else EncodingError."""
+        return self.encoding.scale(self.segment)
+
+    def check_finite(self) -> None:
+        """Walk the tensor tile by tile; raise PayloadError at an element that is not finite.
+
+        Indices and bool bytes are checked by the way.
+        """
+        if self.encoding.is_settled():
+            return
+        buffer = np.empty(min(TILE, self.size), self.dtype)
+        for start in range(0, self.size, TILE):
+            tile = buffer[: min(TILE, self.size - start)]
+            self.decode_slice(start, start + tile.size, tile)
+            if not np.isfinite(tile).all():
+                place = start + int(np.argmin(np.isfinite(tile)))
+                raise PayloadError(f"element {place} is {tile[place - start]}, not finite")

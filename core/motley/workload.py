@@ -1,0 +1,119 @@
+"""What is trained: a model family, the client's local data, loss and metrics.
+
+A workload is the user's plug-in. A run names it; the owner of each machine maps the name to
+`module:object` (`--workload NAME=module:object`, or an installed entry point in the group
+`motley.workloads`), so a server can never choose what a device imports. `docs/workloads.md`
+holds a complete example.
+
+Only `build`, `loss` and `metrics` touch torch; this module imports it for type checking alone,
+so that a server can read names and versions without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import parse_qsl
+
+import numpy as np
+import numpy.typing as npt
+
+from motley.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where a device's data lies: the text after `--data`, `LOCATION[?option=value&...]`.
+
+    The location is a path, or a word that the workload knows; the workload defines the options.
+
+    >>> DataSpec.parse("/data/mnist?classes=4&client=2").options
+    {'classes': '4', 'client': '2'}
+    """
+
+    location: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> DataSpec:
+        """Read `LOCATION[?option=value&...]`; raise DataError when an option has no value."""
+        location, _, query = text.partition("?")
+        try:
+            pairs = parse_qsl(query, strict_parsing=True) if query else []
+        except ValueError as error:
+            raise DataError(
+                f"data option {query!r} is not option=value&option=value: {error}"
+            ) from None
+        return cls(location, dict(pairs))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples: `inputs` [N, ...] (float32 or an integer type) and `targets` [N, ...]."""
+
+    inputs: npt.NDArray[np.generic]
+    targets: npt.NDArray[np.generic]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """What one device trains on and is tested on; the two never overlap."""
+
+    train: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model size of a workload."""
+
+    build: Callable[[], torch.nn.Module]
+    """Makes the model with freshly drawn parameters (seeded by the caller)."""
+    quantized: tuple[str, ...] | None = None
+    """Names of the tensors that low bit-widths apply to. None: every parameter of two or more
+    dimensions but the first and the last (QuPeD section 5: first and last layer in full precision)."""
+
+
+class Workload(ABC):
+    """Base of all workloads. Arguments of the constructor come from the run file as plain values."""
+
+    version: ClassVar[int] = 1
+    """Raised when an update of one version cannot be mixed with another's."""
+    batchable: ClassVar[bool] = True
+    """Whether a simulation may train many clients of it at once."""
+
+    @abstractmethod
+    def variants(self) -> Mapping[str, Variant]:
+        """Return the model variants by name; the first is the default of a run."""
+
+    @abstractmethod
+    def load(self, spec: DataSpec) -> LocalData:
+        """Read the device's own data.
+
+        Raises:
+            DataError: the data is missing or an option is not known; says what was expected.
+        """
+
+    def held_out(self, spec: DataSpec) -> Split:
+        """Read a test set for the server; only needed when a run file asks for one."""
+        return self.load(spec).test
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each sample, [B]. Default: cross-entropy over `outputs` [B, C]."""
+        import torch
+
+        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return metrics of each sample, each [B]; reports average them. Default: accuracy."""
+        return {"accuracy": (outputs.argmax(dim=1) == targets).float()}

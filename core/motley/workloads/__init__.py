@@ -1,0 +1,1 @@
+"""The workloads that come with Motley; a user's own implement the same interface."""

@@ -1,0 +1,55 @@
+"""The model variants that the image workloads share.
+
+The builders import torch when they are called, so that a workload's names can be read without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from motley.workload import Variant
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def image_variants(
+    *, channels: int, classes: int, side: int, hidden: Sequence[int]
+) -> dict[str, Variant]:
+    """Return cnn1, cnn2, mlp, cnn1-64 and cnn2-64 for square images.
+
+    Args:
+        channels: of an image.
+        classes: number of logits.
+        side: height and width of an image.
+        hidden: hidden sizes of the MLP.
+    """
+    shape = {"channels": channels, "classes": classes, "side": side}
+    inputs = channels * side * side
+    return {
+        "cnn1": Variant(partial(_cnn, "cnn1", **shape)),
+        "cnn2": Variant(partial(_cnn, "cnn2", **shape)),
+        "mlp": Variant(partial(_mlp, inputs=inputs, classes=classes, hidden=tuple(hidden))),
+        "cnn1-64": Variant(partial(_cnn, "cnn1-64", **shape)),
+        "cnn2-64": Variant(partial(_cnn, "cnn2-64", **shape)),
+    }
+
+
+def _cnn(name: str, *, channels: int, classes: int, side: int) -> nn.Module:
+    from motley.models import cnn
+
+    builders = {
+        "cnn1": cnn.cnn1,
+        "cnn2": cnn.cnn2,
+        "cnn1-64": cnn.cnn1_64,
+        "cnn2-64": cnn.cnn2_64,
+    }
+    return builders[name](channels=channels, classes=classes, side=side)
+
+
+def _mlp(*, inputs: int, classes: int, hidden: tuple[int, ...]) -> nn.Module:
+    from motley.models.mlp import mlp
+
+    return mlp(inputs=inputs, classes=classes, hidden=hidden)

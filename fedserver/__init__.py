@@ -1,0 +1,1 @@
+"""The Motley server: rounds, aggregation, storage, and the two gRPC services."""

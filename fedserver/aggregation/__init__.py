@@ -1,0 +1,1 @@
+"""Many clients' updates into one global model, a tile at a time, in order of name."""

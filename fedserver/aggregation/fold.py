@@ -1,0 +1,107 @@
+"""Folding the counted updates of a round into the new global state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fedserver.aggregation.reducers import REDUCERS, Reducer
+from motley.algorithms.base import Coefficient
+from motley.models.units import TensorInfo, UnitTable
+from motley.wire import TILE, EncodedTensor, PayloadInfo, PayloadReader, encode_dense, write_payload
+
+Tile = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One counted update."""
+
+    client: str
+    path: Path
+    """Payload file: values of the global model's tensors, or differences to the state."""
+    is_delta: bool
+    coefficient: Coefficient
+    """The client's weight: one number, or one for each unit."""
+
+    def weight(self, unit: str) -> float:
+        """Return the weight for a unit."""
+        if isinstance(self.coefficient, Mapping):
+            return self.coefficient.get(unit, 0.0)
+        return self.coefficient
+
+
+def fold(
+    *,
+    table: UnitTable,
+    state: Path,
+    contributions: Sequence[Contribution],
+    reducer: str,
+    finish_tile: Callable[[Tile, Tile], Tile],
+    out: Path,
+) -> PayloadInfo:
+    """Write the new global state to `out` and return its digest and size.
+
+    Each tile of `TILE` elements is decoded from every client that sent its tensor, in order of
+    name, and reduced; a tensor that nobody sent stays. Memory is one tensor of the new state
+    and one tile times the clients, however many updates there are.
+
+    Raises:
+        PayloadError: a stored file is damaged.
+    """
+    ordered = sorted(contributions, key=lambda c: c.client)
+    with ExitStack() as stack:
+        base = stack.enter_context(PayloadReader(state, table.tensor_table))
+        readers = [stack.enter_context(PayloadReader(c.path, table.tensor_table)) for c in ordered]
+        folding = _Folding(ordered, base, readers, REDUCERS[reducer], finish_tile)
+        return write_payload(out, folding.tensors(table), table.tensor_table)
+
+
+@dataclass(frozen=True)
+class _Folding:
+    contributions: Sequence[Contribution]
+    base: PayloadReader
+    readers: Sequence[PayloadReader]
+    reduce: Reducer
+    finish_tile: Callable[[Tile, Tile], Tile]
+
+    def tensors(self, table: UnitTable) -> Iterator[tuple[str, EncodedTensor]]:
+        """Yield every tensor of the new state in the table's order."""
+        for row in table.rows:
+            yield row.name, encode_dense(self._tensor(row), copy=False)
+
+    def _tensor(self, row: TensorInfo) -> npt.NDArray[np.generic]:
+        senders = [
+            (reader, contribution, contribution.weight(row.unit))
+            for reader, contribution in zip(self.readers, self.contributions, strict=True)
+            if row.name in reader.names and contribution.weight(row.unit) > 0
+        ]
+        old = self.base[row.name].decode()
+        if not senders:
+            return old
+        dtype = np.dtype(row.dtype)
+        weights = np.array([weight for _, _, weight in senders], np.float64)
+        if not np.issubdtype(dtype, np.floating):
+            # Counters, such as batch normalisation's: the rounded mean keeps their meaning.
+            stacked = np.stack([r[row.name].decode().astype(np.float64) for r, _, _ in senders])
+            return np.rint(self.reduce(stacked, weights)).astype(dtype).reshape(row.shape)
+        flat = cast(Tile, old.reshape(-1))
+        new = np.empty_like(flat)
+        values = np.empty((len(senders), min(TILE, flat.size)), dtype)
+        # Only float32 tensors travel as differences (motley/execution).
+        views = [(r[row.name], c.is_delta and dtype == np.float32) for r, c, _ in senders]
+        for start in range(0, flat.size, TILE):
+            stop = min(start + TILE, flat.size)
+            tile = values[:, : stop - start]
+            for line, (view, is_delta) in zip(tile, views, strict=True):
+                view.decode_slice(start, stop, line)
+                if is_delta:
+                    line += flat[start:stop]
+            new[start:stop] = self.finish_tile(flat[start:stop], self.reduce(tile, weights))
+        return new.reshape(row.shape)

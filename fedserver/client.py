@@ -1,0 +1,121 @@
+"""The operator's side of the control service."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from fedserver.serve import control_socket
+from motley.errors import MotleyError
+from motley.wire.stubs import common_pb2, control_pb2, control_pb2_grpc
+
+
+class ControlError(MotleyError):
+    """The server refused, or is not there."""
+
+    code = "control"
+
+
+class Operator:
+    """A connection to the server of a data directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._channel = grpc.insecure_channel(f"unix:{control_socket(root).resolve()}")
+        self._stub = control_pb2_grpc.ControlStub(self._channel)
+
+    def __enter__(self) -> Operator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+        if isinstance(error, grpc.RpcError):
+            raise self._translate(error) from None
+
+    def _translate(self, error: grpc.RpcError) -> ControlError:
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            return ControlError(
+                f"no server answers for data directory {self._root}; start one with "
+                f"`fedserver serve --data {self._root}`, or name another with --data"
+            )
+        return ControlError(error.details() or str(error.code()))
+
+    def submit(self, text: str, source: str) -> str:
+        """Queue a run and return its id."""
+        request = control_pb2.SubmitRequest(runfile=text, source=source)
+        return str(self._stub.Submit(request).run_id)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return a summary of every run, the newest first."""
+        return _documents(self._stub.ListRuns(control_pb2.ListRunsRequest()).records)
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Return every client."""
+        return _documents(self._stub.ListClients(control_pb2.ListClientsRequest()).records)
+
+    def show(self, run: str) -> dict[str, Any]:
+        """Return one run whole."""
+        record: dict[str, Any] = json.loads(self._stub.Show(_run(run)).json)
+        return record
+
+    def watch(self, run: str) -> Iterator[dict[str, Any]]:
+        """Yield a run's record at every change, until it has ended."""
+        for record in self._stub.Watch(_run(run)):
+            yield json.loads(record.json)
+
+    def stop(self, run: str) -> tuple[str, str]:
+        """Stop a run; returns (id, status)."""
+        reply = self._stub.Stop(_run(run))
+        return reply.run_id, reply.status
+
+    def resume(self, run: str) -> tuple[str, str]:
+        """Resume a run; returns (id, status)."""
+        reply = self._stub.Resume(_run(run))
+        return reply.run_id, reply.status
+
+    def extend(self, run: str, rounds: int) -> tuple[str, str]:
+        """Add rounds to a run; returns (id, status)."""
+        reply = self._stub.Extend(control_pb2.ExtendRequest(run=run, rounds=rounds))
+        return reply.run_id, reply.status
+
+    def replay(self, run: str) -> Iterator[dict[str, Any]]:
+        """Yield one record a round: recorded and recomputed digest."""
+        for record in self._stub.Replay(_run(run)):
+            yield json.loads(record.json)
+
+    def fetch(self, run: str, number: int, target: Path) -> int:
+        """Write a global model to `target` whole or not at all; return its size in bytes."""
+        partial = target.with_name(target.name + ".part")
+        try:
+            with partial.open("wb") as stream:
+                for frame in self._stub.Fetch(control_pb2.FetchRequest(run=run, round=number)):
+                    _check(frame, stream.tell())
+                    stream.write(frame.data)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target.stat().st_size
+
+
+def _check(frame: common_pb2.Frame, expected: int) -> None:
+    if frame.offset != expected or zlib.crc32(frame.data) != frame.crc32:
+        raise ControlError("a frame came damaged or out of order; try again")
+
+
+def _run(run: str) -> control_pb2.RunRequest:
+    return control_pb2.RunRequest(run=run)
+
+
+def _documents(records: Iterable[control_pb2.Record]) -> list[dict[str, Any]]:
+    return [json.loads(record.json) for record in records]

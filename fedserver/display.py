@@ -1,0 +1,156 @@
+"""Runs and clients for people: tables, and a live view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+def size(count: float) -> str:
+    """Return bytes as a short text, e.g. `1.4 MB`."""
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def print_runs(records: list[dict[str, Any]]) -> None:
+    """Print a table of runs."""
+    if not records:
+        print("no runs yet; queue one with `fedserver submit RUN.toml`")
+        return
+    table = Table("id", "name", "status", "round", "down", "up", "reason")
+    for r in records:
+        done = f"{r['round']}/{r['rounds']}"
+        amounts = (size(r["bytes_down"]), size(r["bytes_up"]))
+        table.add_row(r["id"], r["name"], r["status"], done, *amounts, r["reason"])
+    Console().print(table)
+
+
+def print_clients(records: list[dict[str, Any]]) -> None:
+    """Print a table of clients."""
+    if not records:
+        print("no clients yet; start one with `fedclient start --server HOST:PORT ...`")
+        return
+    table = Table("name", "here", "tier", "cores", "memory", "accelerator", "workloads", "task")
+    for r in records:
+        seen = "yes" if r["here"] else f"{r['last_seen_seconds']:.0f} s ago"
+        table.add_row(
+            r["name"],
+            seen,
+            r["tier"] or "-",
+            str(r["cores"]),
+            size(r["memory_bytes"]),
+            r["accelerator"] or "-",
+            ", ".join(sorted(r["workloads"])),
+            r["task"] or "-",
+        )
+    Console().print(table)
+
+
+def print_run(record: dict[str, Any]) -> None:
+    """Print a run with its rounds and clients."""
+    console = Console()
+    console.print(_head(record))
+    console.print(client_table(record))
+    table = Table("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
+    for entry in record["history"]:
+        counted = sum(c["status"] in ("counted", "done") for c in entry["clients"].values())
+        seconds = entry["seconds"]
+        table.add_row(
+            f"{entry['round']}" + (f".{entry['attempt']}" if entry["attempt"] else ""),
+            entry["kind"],
+            entry["status"] + (f": {entry['reason']}" if entry["reason"] else ""),
+            f"{counted}/{len(entry['clients'])}",
+            f"{seconds.get('collect', 0):.2f} s",
+            f"{seconds.get('fold', 0):.3f} s",
+            _metrics(entry["metrics"]),
+            entry["state_after"][:12],
+        )
+    console.print(table)
+
+
+def client_table(record: dict[str, Any]) -> Table:
+    """Return a table of a run's clients."""
+    table = Table("client", "tier", "model", "counted", "state", "accuracy", "down", "up")
+    now = (record.get("current") or {}).get("clients", {})
+    for c in record["clients"]:
+        state = c["reason"] or now.get(c["name"], "finished" if c["finished"] else "-")
+        table.add_row(
+            c["name"],
+            c["tier"],
+            c["variant"],
+            str(c["counted"]),
+            state,
+            _newest_accuracy(c),
+            size(c["bytes_down"]),
+            size(c["bytes_up"]),
+        )
+    return table
+
+
+def follow(records: Iterable[dict[str, Any]]) -> str:
+    """Show a run live until its records end; return its last status."""
+    console = Console()
+    status, shown = "", False
+    if not console.is_terminal:
+        for record in records:
+            status = record["status"]
+            for entry in record["history"]:
+                console.print(_line(record, entry), highlight=False)
+        console.print(f"run {record['name']} is {status} {record['reason']}".rstrip())
+        return status
+    with Live(console=console, refresh_per_second=8) as live:
+        for record in records:
+            status, shown = record["status"], True
+            live.update(Group(_head(record), client_table(record)))
+    return status if shown else "unknown"
+
+
+def _head(record: dict[str, Any]) -> Table:
+    """Return one line with the run's progress."""
+    grid = Table.grid(padding=(0, 2))
+    current = record.get("current")
+    doing = record["reason"]
+    if current:
+        doing = f"{current['kind']} round {current['round']}: {current['arrived']}"
+        doing += f" of {current['goal']} came, {current['seconds_left']:.0f} s left"
+    grid.add_row(
+        Text(f"{record['name']} ({record['id']})", style="bold"),
+        record["status"],
+        ProgressBar(total=max(1, record["rounds"]), completed=record["round"], width=30),
+        f"{record['round']}/{record['rounds']} rounds",
+        f"down {size(record['bytes_down'])}, up {size(record['bytes_up'])}",
+        doing,
+    )
+    return grid
+
+
+def _line(record: dict[str, Any], entry: dict[str, Any]) -> str:
+    counted = sum(c["status"] in ("counted", "done") for c in entry["clients"].values())
+    return (
+        f"{record['name']} round {entry['round']}/{record['rounds']} {entry['kind']} "
+        f"{entry['status']}: {counted} of {len(entry['clients'])} clients, "
+        f"{entry['seconds'].get('collect', 0):.2f} s, {_metrics(entry['metrics'])}"
+    )
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    shown = [name for name in sorted(metrics) if name.endswith(("accuracy", "loss"))]
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)
+
+
+def _newest_accuracy(client: dict[str, Any]) -> str:
+    for kind in ("finish", "evaluate", "train"):
+        if "accuracy" in client["metrics"].get(kind, {}):
+            return f"{client['metrics'][kind]['accuracy']:.2%}"
+    return "-"

@@ -1,0 +1,111 @@
+"""The short-lived child that needs torch: initial models and held-out evaluation.
+
+The server itself never imports torch, so that it stays small and starts at once. A job is one
+JSON document on stdin, its result one on stdout; `run_job` is the parent's side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedserver.errors import PreparationError
+from motley.errors import MotleyError
+from motley.plugins import create
+from motley.seeding import derive
+
+
+def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a job in a fresh child; raise PreparationError with the child's own words."""
+    child = subprocess.run(
+        [sys.executable, "-m", "fedserver.model_process"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+        raise PreparationError(lines[-1])
+    result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return result
+
+
+def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Make unit tables of all variants and the initial global state.
+
+    The initial state is drawn by the same rule as the clients' personal models
+    (`fresh_tensors` under derive(seed, "init", variant)), or read from `init`, a payload file.
+    """
+    from motley.models.units import fresh_tensors, unit_table
+    from motley.wire import PayloadReader, encode_dense, write_payload
+
+    workload = create(job["workload"], job["mappings"], job["arguments"])
+    variants = workload.variants()
+    chosen = job["global_variant"] or next(iter(variants))
+    for name in [chosen, *job["variants"]]:
+        if name not in variants:
+            known = ", ".join(variants)
+            raise PreparationError(
+                f"workload {job['workload']!r} has no model variant {name!r}; it has {known}"
+            )
+    tables = {
+        name: unit_table(v.build(), v.quantized)
+        for name, v in variants.items()
+        if name in {chosen, *job["variants"]} or name == next(iter(variants))
+    }
+    table = tables[chosen]
+    if job["init"]:
+        with PayloadReader(Path(job["init"]), table.tensor_table) as reader:
+            tensors = {row.name: reader[row.name].decode() for row in table.rows}
+    else:
+        tensors = fresh_tensors(variants[chosen], derive(job["seed"], "init", chosen))
+    encoded = [(row.name, encode_dense(tensors[row.name])) for row in table.rows]
+    info = write_payload(Path(job["out"]), encoded, table.tensor_table)
+    return {
+        "workload_version": type(workload).version,
+        "default_variant": next(iter(variants)),
+        "global_variant": chosen,
+        "tables": {name: table.to_json() for name, table in tables.items()},
+        "sha256": info.sha256.hex(),
+        "size": info.size,
+    }
+
+
+def held_out(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate a global state on the server's own held-out set."""
+    from motley.models.units import load_tensors, unit_table
+    from motley.training.evaluation import evaluate
+    from motley.wire import PayloadReader
+    from motley.workload import DataSpec
+
+    workload = create(job["workload"], job["mappings"], job["arguments"])
+    variant = workload.variants()[job["global_variant"]]
+    module = variant.build()
+    table = unit_table(module, variant.quantized)
+    with PayloadReader(Path(job["state"]), table.tensor_table) as reader:
+        load_tensors(module, {name: reader[name].decode() for name in reader.names})
+    return evaluate(module, workload, workload.held_out(DataSpec.parse(job["data"])))
+
+
+def main() -> int:
+    """Do the job on stdin; errors go to stderr, their last line being the message."""
+    job = json.load(sys.stdin)
+    # Whatever a workload prints must not mix with the result.
+    answer, sys.stdout = sys.stdout, sys.stderr
+    try:
+        result = {"prepare": prepare, "held_out": held_out}[job["kind"]](job)
+    except MotleyError as error:
+        print(str(error).replace("\n", " "), file=sys.stderr)
+        return 1
+    print(json.dumps(result), file=answer)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The round engine: every decision about runs, rounds and tasks. Knows no gRPC."""

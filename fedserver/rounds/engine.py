@@ -1,0 +1,370 @@
+"""The engine: runs move through their states here, one transaction for each transition.
+
+    queued -> preparing -> waiting -> running -> finished
+                 |                     |  ^
+               failed               paused -> (resume) -> queued        stopped at any point
+
+A run's rounds move opening -> open -> closing -> closed, or end abandoned below their minimum.
+`tick` makes every transition that is due and returns the heavy work that stands next
+(`jobs.py`); whoever drives the engine runs it on another thread and hands the result to
+`apply`. Both work from the record alone, so that a start after a crash goes on where it was.
+
+All methods run on the database thread (storage/database.py).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Engine as SqlEngine
+from structlog.stdlib import get_logger
+
+from fedserver.errors import RunStateError, UnknownRunError
+from fedserver.rounds import closing, opening, schedule
+from fedserver.rounds.clock import Clock, SystemClock
+from fedserver.rounds.context import RunContext
+from fedserver.rounds.jobs import FoldJob, HeldOutJob, Job, OpenJob, PrepareJob
+from fedserver.rounds.membership import refusal, tier_for
+from fedserver.rounds.presence import Arrival, Presence
+from fedserver.storage.schema import clients, members, rounds, runs, tasks
+from motley.errors import RunFileError
+from motley.runfile import parse
+
+log = get_logger()
+
+ACTIVE = ("preparing", "waiting", "running")
+ENDED = ("finished", "stopped", "failed")
+
+
+class Engine:
+    """Runs, rounds and members of one server."""
+
+    def __init__(
+        self,
+        database: SqlEngine,
+        presence: Presence,
+        *,
+        payload_path: Callable[[str], Path],
+        mappings: Mapping[str, str],
+        clock: Clock | None = None,
+        notify: Callable[[Iterable[str]], None] = lambda clients: None,
+    ) -> None:
+        """Make an engine over an open database.
+
+        Args:
+            database: records.
+            presence: who is connected.
+            payload_path: where the payload of a digest (hex) lies.
+            mappings: `module:object` by workload name, for the server's own use.
+            clock: time.
+            notify: called after a transaction with the clients that have new work; an empty
+                call says that something changed for the driver and for watchers.
+        """
+        self.database, self.presence = database, presence
+        self.clock = clock or SystemClock()
+        self.payload_path, self._mappings, self._notify = payload_path, dict(mappings), notify
+        self._contexts: dict[str, RunContext] = {}
+        self.deadlines: dict[int, float] = {}
+        """Monotonic deadline of each open round; the database holds the seconds left."""
+
+    # --- the operator's verbs ----------------------------------------------------------------
+
+    def submit(self, text: str, source: str) -> str:
+        """Queue a run and return its id; raise RunFileError when the file is not valid."""
+        runfile = parse(text, source)
+        run_id = uuid.uuid4().hex[:8]
+        with self.database.begin() as tx:
+            self._initial_state(tx, runfile.run.init)
+            newest = tx.scalar(select(func.max(runs.c.sequence))) or 0
+            tx.execute(
+                insert(runs).values(
+                    id=run_id,
+                    sequence=newest + 1,
+                    name=runfile.run.name,
+                    runfile=text,
+                    status="queued",
+                    rounds=runfile.run.rounds,
+                    submitted=self.clock.wall(),
+                )
+            )
+        log.info("run_submitted", run=run_id, name=runfile.run.name, rounds=runfile.run.rounds)
+        self._notify(())
+        return run_id
+
+    def find(self, tx: Connection, run: str) -> Any:
+        """Return the row of a run by id, unique prefix of an id, or name (the newest)."""
+        for condition in (runs.c.id == run, runs.c.name == run, runs.c.id.startswith(run)):
+            row = tx.execute(select(runs).where(condition).order_by(runs.c.sequence.desc())).first()
+            if run and row is not None:
+                return row
+        known = tx.scalars(select(runs.c.name).order_by(runs.c.sequence.desc()).limit(5)).all()
+        raise UnknownRunError(
+            f"no run has the id or name {run!r}; the newest are {', '.join(known) or 'none yet'}"
+        )
+
+    def stop(self, run: str) -> tuple[str, str]:
+        """Stop a run for good; what was counted stays. Returns (id, status)."""
+        with self.database.begin() as tx:
+            row = self.find(tx, run)
+            if row.status in ENDED:
+                raise RunStateError(f"run {row.name} ({row.id}) has ended already: {row.status}")
+            closing.abandon_open(self, tx, row.id, "the run was stopped")
+            self.set_status(tx, row.id, "stopped", "by the operator", ended=True)
+        self._notify(())
+        return row.id, "stopped"
+
+    def resume(self, run: str) -> tuple[str, str]:
+        """Put a paused or stopped run back into the queue."""
+        with self.database.begin() as tx:
+            row = self.find(tx, run)
+            if row.status not in ("paused", "stopped", "failed"):
+                raise RunStateError(
+                    f"run {row.name} ({row.id}) is {row.status}; only paused, stopped or failed "
+                    f"runs resume"
+                )
+            if row.round >= row.rounds and row.model:
+                raise RunStateError(
+                    f"run {row.name} ({row.id}) has done its {row.rounds} rounds; "
+                    f"`extend` adds more"
+                )
+            newest = tx.scalar(select(func.max(rounds.c.id))) or 0
+            tx.execute(update(runs).where(runs.c.id == row.id).values(retry_from=newest))
+            self.set_status(tx, row.id, "queued", "")
+        self._notify(())
+        return row.id, "queued"
+
+    def extend(self, run: str, more: int) -> tuple[str, str]:
+        """Add rounds to a run; one that finished goes on."""
+        if more < 1:
+            raise RunStateError(f"extend by {more} rounds: expected at least 1")
+        with self.database.begin() as tx:
+            row = self.find(tx, run)
+            tx.execute(update(runs).where(runs.c.id == row.id).values(rounds=row.rounds + more))
+            status = row.status
+            if status == "finished":
+                schedule.withdraw_finish_tasks(self, tx, row.id)
+                status = "queued"
+                self.set_status(tx, row.id, status, "")
+        self._contexts.pop(row.id, None)
+        self._notify(())
+        return row.id, status
+
+    # --- clients -----------------------------------------------------------------------------
+
+    def enrol(self, arrival: Arrival) -> None:
+        """Put a client on record, or renew what it said of itself."""
+        now = self.clock.wall()
+        values = {
+            "session": arrival.session,
+            "profile": {**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
+            "capabilities": vars(arrival.capabilities),
+            "last_seen": now,
+        }
+        with self.database.begin() as tx:
+            known = tx.execute(
+                update(clients).where(clients.c.name == arrival.name).values(**values)
+            )
+            if known.rowcount == 0:
+                tx.execute(insert(clients).values(name=arrival.name, first_seen=now, **values))
+                log.info("client_enrolled", client=arrival.name, tier=arrival.profile.tier)
+        self._notify(())
+
+    # --- moving on ---------------------------------------------------------------------------
+
+    def tick(self) -> Job | None:
+        """Make every transition that is due; return the heavy work that stands next."""
+        while True:
+            woken: set[str] = set()
+            with self.database.begin() as tx:
+                row = self._active(tx)
+                if row is None:
+                    return None
+                if row.status == "preparing":
+                    return PrepareJob(
+                        context=self.context(tx, row.id),
+                        init=self._initial_state(tx, parse(row.runfile).run.init),
+                        mappings=self._mappings,
+                    )
+                if row.status == "waiting":
+                    if not self._freeze(tx, row):
+                        return None
+                    continue
+                moved, job = schedule.step(self, tx, row, woken)
+            if woken or moved:
+                self._notify(woken)
+            if not moved:
+                return job
+
+    def apply(self, job: Job, result: Any) -> None:
+        """Commit what a job returned."""
+        woken: set[str] = set()
+        with self.database.begin() as tx:
+            if isinstance(job, PrepareJob):
+                self._prepared(tx, job.context.id, result)
+            elif isinstance(job, OpenJob):
+                opening.opened(self, tx, job, result, woken)
+            elif isinstance(job, FoldJob):
+                closing.folded(self, tx, job, *result)
+            elif isinstance(job, HeldOutJob):
+                closing.evaluated(self, tx, job.round_id, result)
+        self._notify(woken)
+
+    def failed(self, job: Job, error: Exception) -> None:
+        """Put a job's failure on record: a run that cannot be prepared fails, others pause."""
+        status = "failed" if isinstance(job, PrepareJob) else "paused"
+        with self.database.begin() as tx:
+            self.set_status(tx, job.context.id, status, str(error), ended=status == "failed")
+        self._notify(())
+
+    def seconds_to_next_deadline(self) -> float | None:
+        """Return how long until an open round's deadline; None when none is open."""
+        if not self.deadlines:
+            return None
+        return max(0.0, min(self.deadlines.values()) - self.clock.monotonic())
+
+    def recover(self) -> None:
+        """Take up open rounds after a start: deadlines go on with the time that was left."""
+        now = self.clock.monotonic()
+        with self.database.begin() as tx:
+            for row in tx.execute(select(rounds).where(rounds.c.status == "open")):
+                self.deadlines[row.id] = now + row.seconds_left
+
+    def save_time_left(self) -> None:
+        """Note how much time open rounds have left; called now and then, and at the end."""
+        now = self.clock.monotonic()
+        with self.database.begin() as tx:
+            for round_id, deadline in self.deadlines.items():
+                tx.execute(
+                    update(rounds)
+                    .where(rounds.c.id == round_id)
+                    .values(seconds_left=max(0.0, deadline - now))
+                )
+
+    # --- shared with schedule.py and tasks.py ------------------------------------------------
+
+    def context(self, tx: Connection, run_id: str) -> RunContext:
+        """Return the parsed run; cached once it is prepared."""
+        if run_id not in self._contexts:
+            found = RunContext.from_row(tx.execute(select(runs).where(runs.c.id == run_id)).one())
+            if found.model is None:
+                return found
+            self._contexts[run_id] = found
+        return self._contexts[run_id]
+
+    @property
+    def mappings(self) -> Mapping[str, str]:
+        """`module:object` by workload name."""
+        return self._mappings
+
+    def changed(self) -> None:
+        """Say that something changed, for the driver and for watchers."""
+        self._notify(())
+
+    def set_status(
+        self, tx: Connection, run_id: str, status: str, reason: str, *, ended: bool = False
+    ) -> None:
+        """Move a run to another status and log it."""
+        values: dict[str, Any] = {"status": status, "reason": reason}
+        values["ended"] = self.clock.wall() if ended else None
+        tx.execute(update(runs).where(runs.c.id == run_id).values(**values))
+        log.info(f"run_{status}", run=run_id, **({"reason": reason} if reason else {}))
+
+    # --- transitions of runs -----------------------------------------------------------------
+
+    def _active(self, tx: Connection) -> Any:
+        """Return the run whose turn it is, starting the next queued one when there is none."""
+        ordered = select(runs).order_by(runs.c.sequence)
+        row = tx.execute(ordered.where(runs.c.status.in_(ACTIVE))).first()
+        if row is not None:
+            return row
+        row = tx.execute(ordered.where(runs.c.status == "queued")).first()
+        if row is None:
+            return None
+        status = "preparing"
+        if row.model:
+            enrolled = tx.scalar(
+                select(func.count()).select_from(members).where(members.c.run == row.id)
+            )
+            status = "running" if enrolled else "waiting"
+        self.set_status(tx, row.id, status, "")
+        return tx.execute(select(runs).where(runs.c.id == row.id)).one()
+
+    def _prepared(self, tx: Connection, run_id: str, result: Mapping[str, Any]) -> None:
+        tx.execute(
+            update(runs)
+            .where(runs.c.id == run_id, runs.c.status == "preparing")
+            .values(model=dict(result), state=result["sha256"], status="waiting")
+        )
+
+    def _initial_state(self, tx: Connection, init: str) -> str:
+        """Return the payload file that `init` names, "" for none; raise when it is not there."""
+        if not init:
+            return ""
+        path = Path(init)
+        if init.startswith("run:"):
+            row = self.find(tx, init.removeprefix("run:"))
+            if not row.state:
+                raise RunFileError(f"run.init: run {row.name} ({row.id}) has no model yet")
+            path = self.payload_path(row.state)
+        if not path.is_file():
+            raise RunFileError(
+                f"run.init: {init!r} is not a file on the server; expected a payload file as "
+                f"`fedserver fetch` writes it, or run:NAME"
+            )
+        return str(path.resolve())
+
+    def _freeze(self, tx: Connection, row: Any) -> bool:
+        """Fix a waiting run's clients when as many as it expects are there."""
+        context = self.context(tx, row.id)
+        here = self.presence.here(self.clock.monotonic())
+        refused = {name: why for name, a in here.items() if (why := refusal(context, a))}
+        able = [arrival for name, arrival in here.items() if name not in refused]
+        expected = context.runfile.clients.expected
+        if len(able) < expected:
+            reason = f"{len(able)} of {expected} clients are here"
+            reason += "".join(f"; {name}: {why}" for name, why in refused.items())
+            if reason != row.reason:
+                tx.execute(update(runs).where(runs.c.id == row.id).values(reason=reason))
+                log.info("run_waiting", run=row.id, reason=reason)
+            return False
+        for arrival in able:
+            tier = tier_for(context, arrival.profile)
+            assert tier is not None
+            tx.execute(
+                insert(members).values(
+                    run=row.id,
+                    client=arrival.name,
+                    tier=tier.name,
+                    variant=tier.variant or context.prepared.default_variant,
+                    threads=arrival.profile.threads,
+                    profile={**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
+                )
+            )
+        tx.execute(update(runs).where(runs.c.id == row.id).values(started=self.clock.wall()))
+        self.set_status(tx, row.id, "running", "")
+        return True
+
+    def notices(self, name: str) -> list[str]:
+        """Return why the run that waits for clients cannot take this one."""
+        arrival = self.presence.get(name)
+        with self.database.connect() as tx:
+            row = tx.execute(select(runs).where(runs.c.status == "waiting")).first()
+            if row is None or arrival is None:
+                return []
+            why = refusal(self.context(tx, row.id), arrival)
+        return [f"run {row.name} cannot take this client: {why}"] if why else []
+
+    def tasks_in_hand(self) -> dict[str, set[str]]:
+        """Return the ids of open tasks by client: what check-ins are answered with."""
+        found: dict[str, set[str]] = {}
+        with self.database.connect() as tx:
+            query = select(tasks.c.id, tasks.c.client).where(
+                tasks.c.status.in_(("offered", "taken"))
+            )
+            for task_id, client in tx.execute(query):
+                found.setdefault(cast(str, client), set()).add(task_id)
+        return found

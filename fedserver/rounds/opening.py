@@ -1,0 +1,188 @@
+"""Beginning a round: who takes part, what each is to do, which broadcasts exist."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, insert, select, update
+from structlog.stdlib import get_logger
+
+from fedserver.rounds.context import RunContext
+from fedserver.rounds.jobs import OpenJob
+from fedserver.storage.schema import members, rounds, runs, tasks
+from motley.algorithms.base import Member, Moment
+from motley.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from fedserver.rounds.engine import Engine
+
+log = get_logger()
+
+
+def begin(
+    engine: Engine, tx: Connection, run: Any, context: RunContext, kind: str, number: int
+) -> bool:
+    """Choose the cohort, plan for each and put the round on record."""
+    earlier = tx.execute(
+        select(rounds).where(
+            rounds.c.run == run.id, rounds.c.round == number, rounds.c.kind == kind
+        )
+    ).all()
+    attempt = len(earlier)
+    here = engine.presence.here(engine.clock.monotonic())
+    enrolled = enrolled_members(tx, run.id, context)
+    candidates = [m for m in enrolled if m.name in here]
+    failed_before = set(
+        tx.scalars(
+            select(tasks.c.client).where(
+                tasks.c.round_id.in_([r.id for r in earlier]),
+                tasks.c.status.in_(("failed", "late")),
+            )
+        )
+    )
+    rules = context.runfile.clients
+    goal = rules.goal(len(enrolled)) if enrolled else 1
+    minimum = min(rules.minimum, goal) if kind == "train" else 0
+    fresh = [m for m in candidates if m.name not in failed_before]
+    if len(fresh) >= max(1, minimum):
+        candidates = fresh
+    if len(candidates) < max(1, minimum):
+        return _wait(
+            tx, run, f"round {number}: {len(candidates)} of {minimum or 1} clients are here"
+        )
+    if kind == "evaluate":
+        goal = max(1, round(context.runfile.evaluate.fraction * len(candidates)))
+    wanted = min(len(candidates), -(-goal * rules.over_select // 1)) if kind == "train" else goal
+    rng = numpy_generator(context.runfile.run.seed, "select", kind, number, attempt)
+    cohort = context.algorithm.select(candidates, int(wanted), rng)
+    deadline = context.runfile.evaluate.deadline_seconds
+    if kind == "train":
+        deadline = context.runfile.round.deadline_seconds
+    inserted = tx.execute(
+        insert(rounds).values(
+            run=run.id,
+            round=number,
+            kind=kind,
+            attempt=attempt,
+            status="opening",
+            goal=min(goal, len(cohort)),
+            minimum=minimum,
+            seconds_left=deadline,
+            state_before=run.state,
+        )
+    ).inserted_primary_key
+    assert inserted is not None
+    round_id = int(inserted[0])
+    moment = Moment(round=max(1, number), rounds=run.rounds, seed=context.runfile.run.seed)
+    for member in cohort:
+        add_task(tx, run, context, member, moment, kind, attempt, round_id)
+    if run.reason:
+        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
+    return True
+
+
+def _wait(tx: Connection, run: Any, reason: str) -> bool:
+    if run.reason != reason:
+        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=reason))
+        log.info("round_waiting", run=run.id, reason=reason)
+    return False
+
+
+def enrolled_members(tx: Connection, run_id: str, context: RunContext) -> list[Member]:
+    """Return a run's clients that are not excluded, in order of name."""
+    rows = tx.execute(
+        select(members)
+        .where(members.c.run == run_id, members.c.excluded == "")
+        .order_by(members.c.client)
+    )
+    return [context.member(row.client, row.tier, row.variant) for row in rows]
+
+
+def add_task(
+    tx: Connection,
+    run: Any,
+    context: RunContext,
+    member: Member,
+    moment: Moment,
+    kind: str,
+    attempt: int,
+    round_id: int | None,
+) -> str:
+    """Plan for one client and put its task on record, not yet offered."""
+    row = tx.execute(
+        select(members).where(members.c.run == run.id, members.c.client == member.name)
+    ).one()
+    plan = context.algorithm.plan(member, moment)
+    task_id = f"{run.id}-{moment.round:05d}-{attempt}-{kind}-{member.name}"
+    if round_id is None:
+        task_id = f"{run.id}-{run.rounds:05d}-finish-{member.name}"
+    tx.execute(
+        insert(tasks).values(
+            id=task_id,
+            run=run.id,
+            round_id=round_id,
+            client=member.name,
+            kind=kind,
+            status="planned",
+            spec={
+                "round": moment.round,
+                "rounds": moment.rounds,
+                "attempt": attempt,
+                "plan": plan.to_json(),
+                "base_version": row.counted_version,
+                "threads": row.threads,
+            },
+        )
+    )
+    return task_id
+
+
+def open_job(tx: Connection, context: RunContext, current: Any) -> OpenJob:
+    """Return the encoding work of a round that is on record but not offered yet."""
+    plans = tx.scalars(select(tasks.c.spec).where(tasks.c.round_id == current.id)).all()
+    return OpenJob(
+        context=context,
+        round_id=current.id,
+        round=current.round,
+        state=current.state_before,
+        down_bits=frozenset(spec["plan"]["down_bits"] for spec in plans),
+    )
+
+
+def opened(
+    engine: Engine, tx: Connection, job: OpenJob, digests: dict[int, str], woken: set[str]
+) -> None:
+    """Offer a round's tasks: its broadcasts are encoded."""
+    current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).one()
+    if current.status != "opening":
+        return  # stopped meanwhile
+    broadcast = needs_broadcast(job.context, current.kind)
+    for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
+        payload = digests[row.spec["plan"]["down_bits"]] if broadcast else ""
+        tx.execute(
+            update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)
+        )
+        woken.add(row.client)
+    now = engine.clock.wall()
+    tx.execute(update(rounds).where(rounds.c.id == job.round_id).values(status="open", opened=now))
+    engine.deadlines[job.round_id] = engine.clock.monotonic() + current.seconds_left
+    log.info(
+        "round_opened",
+        run=current.run,
+        round=current.round,
+        kind=current.kind,
+        attempt=current.attempt,
+        clients=len(woken),
+    )
+
+
+def needs_broadcast(context: RunContext, kind: str) -> bool:
+    """Return whether a task of this kind starts from the global model."""
+    algorithm = context.algorithm
+    if not algorithm.has_global_model:
+        return False
+    if kind == "train":
+        return True
+    if kind == "evaluate":
+        return context.runfile.evaluate.subject == "global" or not algorithm.keeps_personal_state
+    return not algorithm.keeps_personal_state

@@ -1,0 +1,270 @@
+"""What clients do with their tasks: take, send an update for, report on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+from structlog.stdlib import get_logger
+
+from fedserver.errors import ProtocolError, UnknownTaskError
+from fedserver.rounds.engine import Engine
+from fedserver.storage.schema import members, rounds, tasks
+from motley.models.units import UnitTable
+from motley.plan import Plan
+from motley.task import TaskKind, TaskSpec
+
+log = get_logger()
+
+
+class Receipt(str, Enum):
+    """What became of an update that the server got whole."""
+
+    ACCEPTED = "accepted"
+    SURPLUS = "surplus"
+    LATE = "late"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """Leave to send an update: what it has to be."""
+
+    task_id: str
+    client: str
+    plan: Plan
+    table: UnitTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """A whole, checked update."""
+
+    task_id: str
+    digest: str
+    """SHA-256 of the payload, hex."""
+    size: int
+    samples: int
+    metrics: Mapping[str, float]
+    seconds: float
+    restarted: bool
+    bytes_up: int
+    """Bytes that travelled, repeated ones included."""
+
+
+class TaskDesk:
+    """The client-facing half of the engine. Methods run on the database thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def next_task(self, client: str) -> TaskSpec | None:
+        """Return the oldest open task of a client, None when it has none.
+
+        A task that was taken before is given again: the client died over it.
+        """
+        engine = self._engine
+        with engine.database.begin() as tx:
+            row = tx.execute(
+                select(tasks)
+                .where(tasks.c.client == client, tasks.c.status.in_(("offered", "taken")))
+                .order_by(tasks.c.kind != "finish", tasks.c.id)
+            ).first()
+            if row is None:
+                return None
+            if row.status == "offered":
+                tx.execute(update(tasks).where(tasks.c.id == row.id).values(status="taken"))
+            spec = self._spec(tx, row)
+        log.info(
+            "task_given", run=spec.run_id, client=client, kind=spec.kind.value, round=spec.round
+        )
+        return spec
+
+    def _spec(self, tx: Connection, row: Any) -> TaskSpec:
+        engine = self._engine
+        context = engine.context(tx, row.run)
+        runfile, detail = context.runfile, row.spec
+        left = 0.0
+        if row.round_id in engine.deadlines:
+            left = max(0.001, engine.deadlines[row.round_id] - engine.clock.monotonic())
+        size = engine.payload_path(row.payload).stat().st_size if row.payload else 0
+        has_global = context.algorithm.has_global_model
+        return TaskSpec(
+            task_id=row.id,
+            kind=TaskKind(row.kind),
+            run_id=row.run,
+            run_name=context.name,
+            round=detail["round"],
+            rounds=detail["rounds"],
+            attempt=detail["attempt"],
+            algorithm=runfile.run.algorithm,
+            workload=runfile.workload.name,
+            workload_arguments=runfile.workload.arguments,
+            plan=Plan.from_json(detail["plan"]),
+            run_seed=runfile.run.seed,
+            client=row.client,
+            payload_sha256=bytes.fromhex(row.payload),
+            payload_size=size,
+            base_version=detail["base_version"],
+            fresh_if_lost=runfile.run.on_lost_state == "restart",
+            seconds_left=left,
+            subject=runfile.evaluate.subject if row.kind == "evaluate" else "",
+            global_variant=context.prepared.global_variant if has_global else "",
+            threads=detail["threads"],
+        )
+
+    def may_download(self, client: str, task_id: str, digest: str) -> None:
+        """Raise UnknownTaskError unless this payload was offered to this client."""
+        with self._engine.database.connect() as tx:
+            row = self._row(tx, client, task_id)
+        if row.payload != digest:
+            raise UnknownTaskError(f"payload {digest} is not part of task {task_id}")
+
+    def count_download(self, task_id: str, sent: int) -> None:
+        """Add to the bytes that went out for a task."""
+        with self._engine.database.begin() as tx:
+            tx.execute(
+                update(tasks)
+                .where(tasks.c.id == task_id)
+                .values(bytes_down=tasks.c.bytes_down + sent)
+            )
+
+    def begin_upload(self, client: str, task_id: str, digest: str) -> Ticket | Receipt:
+        """Return what the update must be, or what became of it when nothing is to be sent.
+
+        Raises:
+            UnknownTaskError: no such task, or another client's.
+            ProtocolError: another update was accepted for it, or it takes none.
+        """
+        with self._engine.database.connect() as tx:
+            row = self._row(tx, client, task_id)
+            if row.kind != "train":
+                raise ProtocolError(f"task {task_id} is of kind {row.kind}, which takes no update")
+            settled = self._settled(row, digest)
+            if settled is not None:
+                return settled
+            context = self._engine.context(tx, row.run)
+            return Ticket(
+                task_id=task_id,
+                client=client,
+                plan=Plan.from_json(row.spec["plan"]),
+                table=context.global_table,
+            )
+
+    def _settled(self, row: Any, digest: str) -> Receipt | None:
+        if row.status in ("accepted", "counted"):
+            if row.update != digest:
+                raise ProtocolError(
+                    f"task {row.id} has an accepted update already, and this is another one"
+                )
+            return Receipt.ACCEPTED
+        if row.status in ("surplus", "late"):
+            return Receipt(row.status)
+        if row.status == "failed":
+            raise ProtocolError(f"task {row.id} was reported as failed: {row.reason}")
+        return None
+
+    def accept(self, arrived: Arrived) -> Receipt:
+        """Put an update on record; only after this is it acknowledged."""
+        engine = self._engine
+        with engine.database.begin() as tx:
+            row = tx.execute(select(tasks).where(tasks.c.id == arrived.task_id)).one()
+            settled = self._settled(row, arrived.digest)
+            if settled is not None:
+                return settled
+            current = tx.execute(select(rounds).where(rounds.c.id == row.round_id)).one()
+            count = tx.scalar(
+                select(func.count()).where(
+                    tasks.c.round_id == row.round_id, tasks.c.status == "accepted"
+                )
+            )
+            receipt = Receipt.ACCEPTED
+            if current.status != "open":
+                receipt = Receipt.LATE
+            elif (count or 0) >= current.goal:
+                receipt = Receipt.SURPLUS
+            context = engine.context(tx, row.run)
+            cap = context.runfile.clients.max_samples
+            samples = min(arrived.samples, cap) if cap else arrived.samples
+            tx.execute(
+                update(tasks)
+                .where(tasks.c.id == row.id)
+                .values(
+                    status=receipt.value,
+                    update=arrived.digest,
+                    update_bytes=arrived.size,
+                    bytes_up=tasks.c.bytes_up + arrived.bytes_up,
+                    scalars=context.algorithm.measure(samples, arrived.metrics),
+                    metrics=dict(arrived.metrics),
+                    seconds=arrived.seconds,
+                    restarted=arrived.restarted,
+                    ended=engine.clock.wall(),
+                )
+            )
+        log.info("update_received", run=row.run, client=row.client, status=receipt.value)
+        engine.changed()
+        return receipt
+
+    def reject(self, task_id: str, reason: str) -> None:
+        """Close a task whose update cannot be counted; the round goes on without it."""
+        self._end(task_id, "failed", reason, {}, 0.0)
+
+    def report_result(
+        self, client: str, task_id: str, metrics: Mapping[str, float], seconds: float
+    ) -> bool:
+        """End an evaluation or a finish task; return whether it was reported before."""
+        with self._engine.database.connect() as tx:
+            row = self._row(tx, client, task_id)
+        if row.kind == "train":
+            raise ProtocolError(f"task {task_id} wants an update, not a report of metrics")
+        return self._end(task_id, "done", "", metrics, seconds)
+
+    def report_failure(
+        self, client: str, task_id: str, code: str, message: str, *, permanent: bool
+    ) -> bool:
+        """End a task that failed on the device; return whether it was reported before."""
+        engine = self._engine
+        with engine.database.begin() as tx:
+            row = self._row(tx, client, task_id)
+            if permanent:
+                tx.execute(
+                    update(members)
+                    .where(members.c.run == row.run, members.c.client == client)
+                    .values(excluded=f"{code}: {message}")
+                )
+                log.warning("client_excluded", run=row.run, client=client, code=code)
+        return self._end(task_id, "failed", f"{client}: {code}: {message}", {}, 0.0)
+
+    def _end(
+        self, task_id: str, status: str, reason: str, metrics: Mapping[str, float], seconds: float
+    ) -> bool:
+        engine = self._engine
+        with engine.database.begin() as tx:
+            row = tx.execute(select(tasks).where(tasks.c.id == task_id)).one()
+            if row.status not in ("offered", "taken"):
+                return True
+            tx.execute(
+                update(tasks)
+                .where(tasks.c.id == task_id)
+                .values(
+                    status=status,
+                    reason=reason,
+                    metrics=dict(metrics),
+                    seconds=seconds,
+                    ended=engine.clock.wall(),
+                )
+            )
+            fields = {"reason": reason} if reason else {}
+            log.info("task_ended", run=row.run, client=row.client, status=status, **fields)
+        engine.changed()
+        return False
+
+    def _row(self, tx: Connection, client: str, task_id: str) -> Any:
+        row = tx.execute(select(tasks).where(tasks.c.id == task_id)).first()
+        if row is None or row.client != client:
+            raise UnknownTaskError(
+                f"client {client!r} has no task {task_id!r}; is it from another server's run?"
+            )
+        return row

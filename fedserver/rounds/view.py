@@ -1,0 +1,222 @@
+"""Runs, rounds and clients as records for people and scripts (docs/control.md)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from fedserver.rounds.engine import ENDED, Engine
+from fedserver.storage.schema import clients, members, rounds, runs, tasks
+
+
+def run_record(engine: Engine, run: str, *, after_round_id: int = 0) -> dict[str, Any]:
+    """Return one run whole; of its history, only rounds recorded after `after_round_id`."""
+    with engine.database.connect() as tx:
+        row = engine.find(tx, run)
+        return {
+            **_summary(tx, row),
+            "finish_waiting_present": _finishing(engine, tx, row.id),
+            "clients": _clients(tx, row),
+            "history": _history(tx, row.id, after_round_id),
+            "current": _current(engine, tx, row.id),
+        }
+
+
+def list_runs(engine: Engine) -> list[dict[str, Any]]:
+    """Return a summary of every run, the newest first."""
+    with engine.database.connect() as tx:
+        rows = tx.execute(select(runs).order_by(runs.c.sequence.desc())).all()
+        return [_summary(tx, row) for row in rows]
+
+
+def list_clients(engine: Engine) -> list[dict[str, Any]]:
+    """Return every client that ever enrolled, with whether it is here now."""
+    here = engine.presence.here(engine.clock.monotonic())
+    now = engine.clock.wall()
+    with engine.database.connect() as tx:
+        rows = tx.execute(select(clients).order_by(clients.c.name)).all()
+        working = {
+            row.client: row.id
+            for row in tx.execute(
+                select(tasks.c.client, tasks.c.id).where(tasks.c.status == "taken")
+            )
+        }
+    return [
+        {
+            "name": row.name,
+            "here": row.name in here,
+            "last_seen_seconds": 0.0 if row.name in here else round(now - row.last_seen, 1),
+            "task": working.get(row.name, ""),
+            "software": row.capabilities["software"],
+            "workloads": row.capabilities["workloads"],
+            **row.profile,
+        }
+        for row in rows
+    ]
+
+
+def has_ended(record: dict[str, Any]) -> bool:
+    """Return whether a run's record will not change any more by itself."""
+    return record["status"] in ENDED and not (
+        record["status"] == "finished" and record["finish_waiting_present"]
+    )
+
+
+def _summary(tx: Connection, row: Any) -> dict[str, Any]:
+    counts = (
+        select(tasks.c.status, func.count())
+        .where(tasks.c.run == row.id, tasks.c.kind == "finish")
+        .group_by(tasks.c.status)
+    )
+    finish: dict[str, int] = {found[0]: found[1] for found in tx.execute(counts)}
+    down, up = tx.execute(
+        select(func.sum(tasks.c.bytes_down), func.sum(tasks.c.bytes_up)).where(
+            tasks.c.run == row.id
+        )
+    ).one()
+    return {
+        "id": row.id,
+        "name": row.name,
+        "status": row.status,
+        "reason": row.reason,
+        "round": row.round,
+        "rounds": row.rounds,
+        "state": row.state,
+        "submitted": row.submitted,
+        "started": row.started,
+        "ended": row.ended,
+        "bytes_down": down or 0,
+        "bytes_up": up or 0,
+        "finish_done": finish.get("done", 0),
+        "finish_waiting": finish.get("offered", 0) + finish.get("taken", 0),
+    }
+
+
+def _finishing(engine: Engine, tx: Connection, run_id: str) -> int:
+    """Return how many clients that are here still owe their finished model."""
+    here = engine.presence.here(engine.clock.monotonic())
+    owing = tx.scalars(
+        select(tasks.c.client).where(
+            tasks.c.run == run_id,
+            tasks.c.kind == "finish",
+            tasks.c.status.in_(("offered", "taken")),
+        )
+    )
+    return sum(client in here for client in owing)
+
+
+def _clients(tx: Connection, row: Any) -> list[dict[str, Any]]:
+    """Return each member with what it did: counts, bytes, newest metrics of each kind."""
+    found = tx.execute(
+        select(members).where(members.c.run == row.id).order_by(members.c.client)
+    ).all()
+    records = {m.client: _member(m) for m in found}
+    query = select(tasks).where(tasks.c.run == row.id).order_by(tasks.c.round_id, tasks.c.id)
+    for task in tx.execute(query):
+        record = records[task.client]
+        record["bytes_down"] += task.bytes_down
+        record["bytes_up"] += task.bytes_up
+        record["counted"] += task.status == "counted"
+        record["restarts"] += bool(task.restarted)
+        if task.metrics:
+            record["metrics"][task.kind] = {"round": task.spec["round"], **task.metrics}
+        if task.kind == "finish":
+            record["finished"] = task.status == "done"
+            record["reason"] = record["reason"] or task.reason
+    return list(records.values())
+
+
+def _member(m: Any) -> dict[str, Any]:
+    return {
+        "name": m.client,
+        "tier": m.tier,
+        "variant": m.variant,
+        "threads": m.threads,
+        "counted": 0,
+        "restarts": 0,
+        "bytes_down": 0,
+        "bytes_up": 0,
+        "finished": False,
+        "metrics": {},
+        "reason": m.excluded,
+    }
+
+
+def _history(tx: Connection, run_id: str, after: int) -> list[dict[str, Any]]:
+    query = (
+        select(rounds)
+        .where(rounds.c.run == run_id, rounds.c.status.in_(("closed", "abandoned")))
+        .where(rounds.c.id > after)
+        .order_by(rounds.c.id)
+    )
+    records = []
+    for row in tx.execute(query).all():
+        cohort = tx.execute(
+            select(tasks).where(tasks.c.round_id == row.id).order_by(tasks.c.client)
+        ).all()
+        records.append(
+            {
+                "id": row.id,
+                "round": row.round,
+                "kind": row.kind,
+                "attempt": row.attempt,
+                "status": row.status,
+                "reason": row.reason,
+                "state_before": row.state_before,
+                "state_after": row.state_after,
+                "opened": row.opened,
+                "seconds": {
+                    **row.phases,
+                    "train_slowest": max((t.seconds for t in cohort), default=0.0),
+                },
+                "metrics": row.metrics,
+                "clients": {t.client: _participant(t) for t in cohort},
+            }
+        )
+    return records
+
+
+def _participant(task: Any) -> dict[str, Any]:
+    return {
+        "status": task.status,
+        "reason": task.reason,
+        "bytes_down": task.bytes_down,
+        "bytes_up": task.bytes_up,
+        "update": task.update,
+        "seconds": task.seconds,
+        "metrics": task.metrics,
+        "bits": task.spec["plan"]["bits"],
+    }
+
+
+def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | None:
+    row = tx.execute(
+        select(rounds)
+        .where(rounds.c.run == run_id, rounds.c.status.in_(("opening", "open", "closing")))
+        .order_by(rounds.c.id)
+    ).first()
+    if row is None:
+        return None
+    states = tx.execute(
+        select(tasks.c.client, tasks.c.status).where(tasks.c.round_id == row.id)
+    ).all()
+    left = row.seconds_left
+    if row.id in engine.deadlines:
+        left = max(0.0, engine.deadlines[row.id] - engine.clock.monotonic())
+    return {
+        "round": row.round,
+        "kind": row.kind,
+        "attempt": row.attempt,
+        "status": row.status,
+        "goal": row.goal,
+        "arrived": sum(s.status in ("accepted", "done") for s in states),
+        "clients": {s.client: s.status for s in sorted(states)},
+        "seconds_left": left,
+    }
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """Return a record as one line of JSON."""
+    return json.dumps(record, separators=(",", ":"))

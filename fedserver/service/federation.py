@@ -1,0 +1,352 @@
+"""The client-facing service."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from structlog.stdlib import get_logger
+
+from fedserver.errors import ProtocolError, VersionError
+from fedserver.rounds.driver import Driver
+from fedserver.rounds.engine import Engine
+from fedserver.rounds.presence import Arrival, Capabilities, Profile
+from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
+from fedserver.rounds.updates import check_update
+from fedserver.service.status import RefusedError, abort, refusals
+from fedserver.storage.database import DatabaseThread
+from fedserver.storage.payloads import PayloadStore
+from motley import __version__
+from motley.errors import UpdateError
+from motley.messages import task_to_proto
+from motley.wire import Frame, FrameWriter, iter_frames
+from motley.wire.stubs import common_pb2, federation_pb2, federation_pb2_grpc
+
+if TYPE_CHECKING:
+    from fedserver.service.status import Context
+
+log = get_logger()
+
+PROTOCOL = 1
+"""Version of the services in proto/motley/v1."""
+POLL_SECONDS = 40.0
+"""How long a check-in is held; clients expect an answer within 45 s."""
+ACKNOWLEDGE_BYTES = 8 * 1024 * 1024
+"""An upload is acknowledged at least so often."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RECEIPTS = {
+    Receipt.ACCEPTED: federation_pb2.UPDATE_STATUS_ACCEPTED,
+    Receipt.SURPLUS: federation_pb2.UPDATE_STATUS_SURPLUS,
+    Receipt.LATE: federation_pb2.UPDATE_STATUS_LATE,
+}
+
+
+class FederationService(federation_pb2_grpc.FederationServicer):
+    """Check-ins, transfers and reports of clients."""
+
+    def __init__(
+        self, engine: Engine, driver: Driver, database: DatabaseThread, payloads: PayloadStore
+    ) -> None:
+        self._engine, self._driver, self._payloads = engine, driver, payloads
+        self._database, self._desk = database, TaskDesk(engine)
+        # Hashing, checking and writing of updates never run on the event loop.
+        self._files = ThreadPoolExecutor(max_workers=2, thread_name_prefix="files")
+        self._uploading: set[str] = set()
+
+    def close(self) -> None:
+        """End the file threads."""
+        self._files.shutdown(wait=True, cancel_futures=True)
+
+    # --- check-in ----------------------------------------------------------------------------
+
+    async def CheckIn(  # noqa: N802
+        self, request: federation_pb2.CheckInRequest, context: Context
+    ) -> federation_pb2.CheckInReply:
+        """Answer with a task as soon as there is one."""
+        try:
+            with refusals("CheckIn", request.name):
+                return await self._check_in(request)
+        except RefusedError as refusal:
+            await abort(context, refusal)
+
+    async def _check_in(
+        self, request: federation_pb2.CheckInRequest
+    ) -> federation_pb2.CheckInReply:
+        presence, clock = self._engine.presence, self._engine.clock
+        if request.leaving:
+            presence.leave(request.name, request.session)
+            return federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
+        arrival = _arrival(request, clock.monotonic())
+        if presence.arrive(arrival):
+            await self._database(self._engine.enrol, arrival)
+        reply = federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
+        reply.notices.extend(await self._database(self._engine.notices, request.name))
+        end = clock.monotonic() + POLL_SECONDS
+        while not request.working_on and not reply.notices:
+            if self._driver.may_have_work(request.name):
+                task = await self._database(self._desk.next_task, request.name)
+                if task is not None:
+                    reply.task.CopyFrom(task_to_proto(task))
+                    return reply
+                self._driver.has_no_work(request.name)
+            left = end - clock.monotonic()
+            if left <= 0:
+                break
+            try:
+                await self._driver.wait_for_work(request.name, left)
+            except asyncio.CancelledError:
+                # The connection broke while it waited: the name is free at once.
+                presence.leave(request.name, request.session)
+                raise
+            presence.touch(request.name, request.session, clock.monotonic())
+        if reply.notices:
+            reply.retry_after_seconds = 5.0
+        return reply
+
+    # --- download ----------------------------------------------------------------------------
+
+    async def Download(  # noqa: N802
+        self, request: federation_pb2.DownloadRequest, context: Context
+    ) -> AsyncIterator[common_pb2.Frame]:
+        """Stream a payload that was offered to this client, from an offset to its end."""
+        digest = request.sha256.hex()
+        sent = 0
+        try:
+            with refusals("Download", request.name):
+                await self._database(self._desk.may_download, request.name, request.task_id, digest)
+                path = self._payloads.path(digest)
+                loop = asyncio.get_running_loop()
+                frames = iter_frames(path, request.offset)
+                while True:
+                    frame = await loop.run_in_executor(self._files, next, frames, None)
+                    if frame is None:
+                        break
+                    yield common_pb2.Frame(
+                        offset=frame.offset, data=bytes(frame.data), crc32=frame.crc32
+                    )
+                    sent += len(frame.data)
+                    self._alive(request.name, request.session)
+        except RefusedError as refusal:
+            await abort(context, refusal)
+        finally:
+            if sent:
+                await self._database(self._desk.count_download, request.task_id, sent)
+
+    def _alive(self, name: str, session: str) -> None:
+        self._engine.presence.touch(name, session, self._engine.clock.monotonic())
+
+    # --- upload ------------------------------------------------------------------------------
+
+    async def Upload(  # noqa: N802
+        self,
+        requests: AsyncIterator[federation_pb2.UploadMessage],
+        context: Context,
+    ) -> AsyncIterator[federation_pb2.UploadReply]:
+        """Take an update from the acknowledged offset on; the last reply is the receipt."""
+        try:
+            with refusals("Upload", _peer(context)):
+                first = await anext(requests, None)
+                if first is None or first.WhichOneof("kind") != "open":
+                    raise ProtocolError("an upload begins with its opening message")
+                async for reply in self._upload(first.open, requests):
+                    yield reply
+        except RefusedError as refusal:
+            await abort(context, refusal)
+
+    async def _upload(
+        self,
+        opening: federation_pb2.UploadOpen,
+        requests: AsyncIterator[federation_pb2.UploadMessage],
+    ) -> AsyncIterator[federation_pb2.UploadReply]:
+        digest = opening.payload.sha256.hex()
+        ticket = await self._database(
+            self._desk.begin_upload, opening.name, opening.task_id, digest
+        )
+        if isinstance(ticket, Receipt):
+            yield _receipt(opening.task_id, ticket, duplicate=ticket is Receipt.ACCEPTED)
+            return
+        if opening.task_id in self._uploading:
+            raise ProtocolError(f"task {opening.task_id} is being uploaded on another stream")
+        _check_size(opening, ticket)
+        self._uploading.add(opening.task_id)
+        try:
+            async for reply in self._receive(opening, ticket, requests):
+                yield reply
+        finally:
+            self._uploading.discard(opening.task_id)
+
+    async def _receive(
+        self,
+        opening: federation_pb2.UploadOpen,
+        ticket: Ticket,
+        requests: AsyncIterator[federation_pb2.UploadMessage],
+    ) -> AsyncIterator[federation_pb2.UploadReply]:
+        loop = asyncio.get_running_loop()
+        writer = FrameWriter(self._payloads.incoming(ticket.task_id), opening.payload.size)
+        received = 0
+        try:
+            yield federation_pb2.UploadReply(acknowledged=writer.received)
+            acknowledged = writer.received
+            while writer.received < opening.payload.size:
+                message = await anext(requests, None)
+                if message is None:
+                    return  # broken off; what came stays for the next try
+                if message.WhichOneof("kind") != "frame":
+                    raise ProtocolError("an upload is opened once, then consists of frames")
+                frame = Frame(message.frame.offset, message.frame.data, message.frame.crc32)
+                await loop.run_in_executor(self._files, writer.write, frame)
+                received += len(frame.data)
+                self._alive(opening.name, opening.session)
+                if writer.received - acknowledged >= ACKNOWLEDGE_BYTES:
+                    acknowledged = writer.received
+                    yield federation_pb2.UploadReply(acknowledged=acknowledged)
+            receipt = await self._settle(opening, ticket, writer, received)
+        finally:
+            writer.close()
+        yield _receipt(ticket.task_id, receipt, duplicate=False)
+
+    async def _settle(
+        self,
+        opening: federation_pb2.UploadOpen,
+        ticket: Ticket,
+        writer: FrameWriter,
+        received: int,
+    ) -> Receipt:
+        """Hash, check and store a whole update, then put it on record."""
+        digest = opening.payload.sha256.hex()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(
+                self._files, _store, writer, opening.payload.sha256, ticket, self._payloads
+            )
+        except UpdateError as error:
+            # The bytes are what the client meant to send, and they are wrong: no use in a retry.
+            await self._database(self._desk.reject, ticket.task_id, str(error))
+            raise
+        return await self._database(
+            self._desk.accept,
+            Arrived(
+                task_id=ticket.task_id,
+                digest=digest,
+                size=opening.payload.size,
+                samples=opening.samples,
+                metrics=dict(opening.metrics),
+                seconds=opening.train_seconds,
+                restarted=opening.restarted,
+                bytes_up=received,
+            ),
+        )
+
+    # --- report ------------------------------------------------------------------------------
+
+    async def Report(  # noqa: N802
+        self, request: federation_pb2.ReportRequest, context: Context
+    ) -> federation_pb2.ReportReply:
+        """End a task that sends no payload."""
+        try:
+            with refusals("Report", request.name):
+                return federation_pb2.ReportReply(duplicate=await self._report(request))
+        except RefusedError as refusal:
+            await abort(context, refusal)
+
+    async def _report(self, request: federation_pb2.ReportRequest) -> bool:
+        kind = request.WhichOneof("outcome")
+        if kind == "failure":
+            failure = request.failure
+            return await self._database(
+                self._desk.report_failure,
+                request.name,
+                request.task_id,
+                failure.code,
+                failure.message,
+                permanent=failure.permanent,
+            )
+        if kind == "result":
+            result = request.result
+            return await self._database(
+                self._desk.report_result,
+                request.name,
+                request.task_id,
+                dict(result.metrics),
+                result.seconds,
+            )
+        raise ProtocolError("a report carries a result or a failure, and this one carries neither")
+
+
+def _arrival(request: federation_pb2.CheckInRequest, now: float) -> Arrival:
+    """Check and translate a check-in."""
+    if not _NAME.fullmatch(request.name):
+        raise ProtocolError(
+            f"client name {request.name!r}: expected 1 to 64 letters, digits, '.', '_' or '-'"
+        )
+    if not request.session:
+        raise ProtocolError("a check-in names its session")
+    caps, profile = request.capabilities, request.profile
+    if caps.protocol != PROTOCOL:
+        raise VersionError(
+            f"the client speaks protocol {caps.protocol}, this server {PROTOCOL}; install the same "
+            f"version of motley-fl on both (server {__version__}, client {caps.software})"
+        )
+    return Arrival(
+        name=request.name,
+        session=request.session,
+        seen=now,
+        capabilities=Capabilities(
+            protocol=caps.protocol,
+            wire=caps.wire,
+            algorithms=dict(caps.algorithms),
+            workloads=dict(caps.workloads),
+            encodings=tuple(caps.encodings),
+            software=caps.software,
+        ),
+        profile=Profile(
+            cores=profile.cores,
+            memory_bytes=profile.memory_bytes,
+            storage_free_bytes=profile.storage_free_bytes,
+            accelerator=profile.accelerator,
+            architecture=profile.architecture,
+            probe_gflops=profile.probe_gflops,
+            download_bytes_per_second=profile.download_bytes_per_second,
+            upload_bytes_per_second=profile.upload_bytes_per_second,
+            threads=max(1, profile.threads),
+            tier=profile.tier,
+            labels=dict(profile.labels),
+            libraries=dict(profile.libraries),
+        ),
+    )
+
+
+def _check_size(opening: federation_pb2.UploadOpen, ticket: Ticket) -> None:
+    """Refuse an update that cannot be one before its first byte is stored."""
+    dense = sum(row.nbytes for row in ticket.table.rows)
+    most = 2 * dense + 64 * len(ticket.table.rows) + 4096
+    if len(opening.payload.sha256) != 32 or not 0 < opening.payload.size <= most:
+        raise ProtocolError(
+            f"an update of {opening.payload.size} bytes with a digest of "
+            f"{len(opening.payload.sha256)} bytes; expected up to {most} and 32"
+        )
+
+
+def _store(writer: FrameWriter, sha256: bytes, ticket: Ticket, payloads: PayloadStore) -> None:
+    """Check a whole update and move it into the store (on a file thread)."""
+    whole = writer.finish(sha256)
+    try:
+        check_update(whole, ticket)
+    except UpdateError:
+        whole.unlink()
+        raise
+    payloads.adopt(whole, sha256.hex())
+
+
+def _receipt(task_id: str, receipt: Receipt, *, duplicate: bool) -> federation_pb2.UploadReply:
+    message = federation_pb2.Receipt(
+        task_id=task_id, status=_RECEIPTS[receipt], duplicate=duplicate
+    )
+    return federation_pb2.UploadReply(receipt=message)
+
+
+def _peer(context: Context) -> str:
+    return str(context.peer())

@@ -1,0 +1,1 @@
+"""What the server keeps: records in SQLite, payload bytes in files."""

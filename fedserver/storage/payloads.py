@@ -1,0 +1,43 @@
+"""Payload files by digest, and partial uploads by task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PayloadStore:
+    """Files under the data directory: `payloads/ab/<sha256>` and `incoming/<task>`.
+
+    A file under `payloads` is always whole: it is written beside its place, synced and renamed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._payloads = root / "payloads"
+        self._incoming = root / "incoming"
+        self._scratch = root / "scratch"
+        for folder in (self._payloads, self._incoming, self._scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._scratch.iterdir():
+            leftover.unlink()
+
+    def path(self, sha256: str) -> Path:
+        """Return where the payload with this digest (hex) lies, or would lie."""
+        return self._payloads / sha256[:2] / sha256
+
+    def incoming(self, task_id: str) -> Path:
+        """Return where a task's upload is put together before `adopt`."""
+        return self._incoming / task_id
+
+    def scratch(self, name: str) -> Path:
+        """Return a place to write a payload before `adopt`; emptied at every start."""
+        return self._scratch / name
+
+    def adopt(self, written: Path, sha256: str) -> Path:
+        """Move a whole, synced file into its place; a file that is there already stays."""
+        target = self.path(sha256)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            written.unlink()
+        else:
+            written.replace(target)
+        return target

@@ -1,0 +1,157 @@
+"""The image workloads on small files made here, and on the published sets where they are.
+
+The published sets are looked for in the folder that MOTLEY_DATA_DIR names: `mnist`, `qmnist`,
+`fashion-mnist` and `cifar-10-batches-bin` in it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.testing as npt
+import pytest
+
+from motley.data import cifar, idx
+from motley.errors import DataError
+from motley.workload import DataSpec, LocalData, Workload
+from motley.workloads.images import Cifar10, Mnist
+
+TRAIN, TEST = 400, 100
+
+
+def published(name: str) -> Path:
+    root = os.environ.get("MOTLEY_DATA_DIR")
+    if not root:
+        pytest.skip(f"MOTLEY_DATA_DIR names no folder, so the published {name} is not read")
+    if not (Path(root) / name).is_dir():
+        pytest.skip(f"there is no folder {name} in MOTLEY_DATA_DIR ({root})")
+    return Path(root) / name
+
+
+def load(workload: Workload, spec: str) -> LocalData:
+    return workload.load(DataSpec.parse(spec))
+
+
+def write_idx(path: Path, values: np.ndarray, code: int) -> None:
+    head = bytes([0, 0, code, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(head + values.astype(values.dtype.newbyteorder(">")).tobytes()))
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    """Forty images a class, ten writers; an image's first pixel is its class."""
+    for stem, count in (("train", TRAIN), ("t10k", TEST)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[:, 0, 0], images[:, 27, 27] = labels, 255
+        write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", images, 0x08)
+        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", labels, 0x08)
+    rows = np.zeros((TRAIN, 8), np.int32)
+    rows[:, 0], rows[:, 2] = np.arange(TRAIN) % 10, np.arange(TRAIN) // 40 + 1000
+    write_idx(tmp_path / "qmnist-train-labels-idx2-int.gz", rows, 0x0C)
+    return tmp_path
+
+
+def test_mnist_whole(mnist: Path) -> None:
+    data = load(Mnist(), str(mnist))
+    assert data.train.inputs.shape == (TRAIN, 1, 28, 28)
+    assert data.test.inputs.shape == (TEST, 1, 28, 28)
+    assert (data.train.inputs.dtype, data.train.targets.dtype) == (np.float32, np.int64)
+    npt.assert_allclose(data.train.inputs[:, 0, 0, 0] * 255, data.train.targets, rtol=1e-6)
+    assert (data.train.inputs[:, 0, 27, 27] == 1).all()
+
+
+def test_mnist_share(mnist: Path) -> None:
+    data = load(Mnist(), f"{mnist}?clients=5&client=2&classes=4&seed=3")
+    classes, counts = np.unique(data.train.targets, return_counts=True)
+    assert counts.tolist() == [20] * 4
+    same, counts = np.unique(data.test.targets, return_counts=True)
+    npt.assert_array_equal(classes, same)
+    assert counts.tolist() == [5] * 4
+    npt.assert_allclose(data.test.inputs[:, 0, 0, 0] * 255, data.test.targets, rtol=1e-6)
+    small = load(Mnist(), f"{mnist}?clients=5&client=2&classes=4&train=8&test=4")
+    assert (len(small.train), len(small.test)) == (8, 4)
+    together = Mnist().held_out(DataSpec.parse(f"{mnist}?clients=5&classes=4"))
+    assert len(together) == TEST
+
+
+def test_mnist_writers(mnist: Path) -> None:
+    data = load(Mnist(), f"{mnist}?writers=2&clients=5&client=0&qmnist={mnist}")
+    assert (len(data.train), len(data.test)) == (72, 8)
+    assert data.test.inputs.shape == (8, 1, 28, 28)
+    rows = np.zeros((TRAIN, 8), np.int32)
+    write_idx(mnist / "qmnist-train-labels-idx2-int.gz", rows, 0x0C)
+    with pytest.raises(DataError, match="QMNIST's writers are those of MNIST's training part"):
+        load(Mnist(), f"{mnist}?writers=2&clients=5&client=0&qmnist={mnist}")
+
+
+def test_mnist_files_that_do_not_belong_together(mnist: Path) -> None:
+    write_idx(mnist / "train-labels-idx1-ubyte.gz", np.zeros(TRAIN - 1, np.uint8), 0x08)
+    with pytest.raises(DataError, match=r"expected uint8 \[399, 28, 28\], an image for each label"):
+        load(Mnist(), str(mnist))
+    write_idx(mnist / "train-labels-idx1-ubyte.gz", np.full(TRAIN, 10, np.uint8), 0x08)
+    with pytest.raises(DataError, match=r"expected uint8 \[N\], 0 to 9"):
+        load(Mnist(), str(mnist))
+    with pytest.raises(DataError, match="holds neither train-labels-idx1-ubyte nor"):
+        load(Mnist(), str(mnist / "nowhere"))
+
+
+def test_cifar10_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar, "FILE_ROWS", 40)
+    rng = np.random.default_rng(0)
+    for name in (*cifar.TRAIN_FILES, *cifar.TEST_FILES):
+        rows = rng.integers(0, 256, (40, 3073), dtype=np.uint8)
+        rows[:, 0] = np.arange(40) % 10
+        rows[:, 1] = rows[:, 0]
+        rows.tofile(tmp_path / name)
+    data = load(Cifar10(), f"{tmp_path}?clients=5&client=1&classes=4")
+    assert data.train.inputs.shape == (40, 3, 32, 32)
+    assert data.train.inputs.dtype == np.float32
+    first = (data.train.inputs[:, 0, 0, 0] * 0.2470 + 0.4914) * 255
+    npt.assert_allclose(first, data.train.targets, atol=1e-3)
+    with pytest.raises(DataError, match="'writers' is not known"):
+        load(Cifar10(), f"{tmp_path}?writers=3&qmnist=q")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_published_mnist(name: str) -> None:
+    data = load(Mnist(), f"{published(name)}?clients=50&client=49&alpha=0.5")
+    assert data.train.inputs.shape[1:] == (1, 28, 28)
+    assert set(data.test.targets.tolist()) <= set(data.train.targets.tolist())
+    whole = Mnist().held_out(DataSpec(str(published(name))))
+    assert len(whole) == 10_000
+
+
+def test_published_mean_of_mnist() -> None:
+    train = load(Mnist(), str(published("mnist"))).train
+    assert len(train) == 60_000
+    assert np.bincount(train.targets).tolist()[:3] == [5923, 6742, 5958]
+    assert float(train.inputs.mean(dtype=np.float64)) == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_published_writers() -> None:
+    folder, qmnist = published("mnist"), published("qmnist")
+    rows = idx.read_qmnist_labels(idx.find_idx(qmnist, "qmnist-train-labels-idx2-int"))
+    assert len(np.unique(rows[:, idx.WRITER_COLUMN])) == 539
+    selection = f"{folder}?writers=3&qmnist={qmnist}"
+    sizes = []
+    for client in (0, 65):
+        data = load(Mnist(), f"{selection}&client={client}")
+        sizes.append((len(data.train), len(data.test)))
+    assert all(321 <= train <= 354 and 35 <= test <= 40 for train, test in sizes)
+    assert len(Mnist().held_out(DataSpec.parse(selection))) == pytest.approx(2472, abs=80)
+
+
+def test_published_cifar10() -> None:
+    folder = published("cifar-10-batches-bin")
+    data = load(Cifar10(), f"{folder}?clients=50&client=7&classes=4")
+    for split, shard in ((data.train, 250), (data.test, 50)):
+        _, counts = np.unique(split.targets, return_counts=True)
+        assert counts.tolist() == [shard] * 4
+    images = load(Cifar10(), f"{folder}?train=10000").train.inputs
+    npt.assert_allclose(images.mean(axis=(0, 2, 3)), 0, atol=0.02)
+    npt.assert_allclose(images.std(axis=(0, 2, 3)), 1, atol=0.02)

@@ -1,0 +1,222 @@
+"""An engine without a network: real database, real files, a clock that the test moves."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedserver.rounds.engine import Engine
+from fedserver.rounds.jobs import FoldJob, PrepareJob
+from fedserver.rounds.presence import Arrival, Capabilities, Presence, Profile
+from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk
+from fedserver.rounds.updates import check_update
+from fedserver.rounds.view import run_record
+from fedserver.storage.database import open_database
+from fedserver.storage.payloads import PayloadStore
+from motley.task import TaskSpec
+from motley.wire import EncodedTensor, PayloadReader, encode_dense, quantize_uniform, write_payload
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+RUNFILE = """
+[run]
+name = "test"
+algorithm = "fedavg"
+rounds = {rounds}
+seed = 7
+
+[workload]
+name = "digits"
+
+[clients]
+expected = {clients}
+{extra_clients}
+
+[settings]
+local_steps = 2
+batch_size = 10
+learning_rate = 0.1
+
+{sections}
+"""
+
+
+def runfile(
+    *, rounds: int = 2, clients: int = 2, extra_clients: str = "", sections: str = ""
+) -> str:
+    """Return a run file's text."""
+    return RUNFILE.format(
+        rounds=rounds, clients=clients, extra_clients=extra_clients, sections=sections
+    )
+
+
+class ManualClock:
+    """Both clocks at once; only the test moves them."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def wall(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@functools.cache
+def _prepared(text: str) -> tuple[Mapping[str, object], bytes]:
+    """Prepare a run's workload once for all tests: each needs a child that imports torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        bench.engine.submit(text, "test")
+        job = bench.engine.tick()
+        assert isinstance(job, PrepareJob)
+        result = job.run(bench.payloads)
+        return result, bench.payloads.path(str(result["sha256"])).read_bytes()
+
+
+class Bench:
+    """An engine with everything around it but gRPC and processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.clock = ManualClock()
+        self.folds: list[FoldJob] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Open everything anew from the disk, as a server start does."""
+        self.presence = Presence()
+        self.payloads = PayloadStore(self.root)
+        self.engine = Engine(
+            open_database(self.root),
+            self.presence,
+            payload_path=self.payloads.path,
+            mappings={},
+            clock=self.clock,
+        )
+        self.desk = TaskDesk(self.engine)
+        self.engine.recover()
+
+    def arrive(
+        self, *names: str, session: str = "", tier: str = "", labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Let clients check in."""
+        for name in names:
+            arrival = Arrival(
+                name=name,
+                session=session or f"session-{name}",
+                seen=self.clock.now,
+                capabilities=Capabilities(
+                    protocol=1,
+                    wire=1,
+                    algorithms={"fedavg": 1, "quped": 1, "local": 1},
+                    workloads={"digits": 1},
+                    encodings=("dense", "uniform", "codebook"),
+                ),
+                profile=Profile(cores=2, memory_bytes=2**30, tier=tier, labels=labels or {}),
+            )
+            if self.presence.arrive(arrival):
+                self.engine.enrol(arrival)
+
+    def settle(self) -> None:
+        """Run the engine and its jobs until nothing is due."""
+        while (job := self.engine.tick()) is not None:
+            if isinstance(job, PrepareJob):
+                result, state = _prepared(job.context.runfile.model_dump_json() and self._text(job))
+                scratch = self.payloads.scratch("initial")
+                scratch.write_bytes(state)
+                self.payloads.adopt(scratch, str(result["sha256"]))
+                self.engine.apply(job, result)
+                continue
+            if isinstance(job, FoldJob):
+                self.folds.append(job)
+            self.engine.apply(job, job.run(self.payloads))
+
+    def _text(self, job: PrepareJob) -> str:
+        from sqlalchemy import select
+
+        from fedserver.storage.schema import runs
+
+        with self.engine.database.connect() as tx:
+            return str(tx.scalar(select(runs.c.runfile).where(runs.c.id == job.context.id)))
+
+    def submit(self, text: str) -> str:
+        """Queue a run and let the engine go as far as it can."""
+        run_id = self.engine.submit(text, "test")
+        self.settle()
+        return run_id
+
+    def task(self, client: str) -> TaskSpec:
+        """Return a client's open task."""
+        task = self.desk.next_task(client)
+        assert task is not None, f"{client} has no task"
+        return task
+
+    def broadcast(self, task: TaskSpec) -> Tensors:
+        """Decode a task's broadcast."""
+        table = self._table(task)
+        with PayloadReader(self.payloads.path(task.payload_sha256.hex()), table) as reader:
+            return {name: reader[name].decode() for name in reader.names}
+
+    def _table(self, task: TaskSpec) -> object:
+        with self.engine.database.connect() as tx:
+            return self.engine.context(tx, task.run_id).global_table.tensor_table
+
+    def encode(self, task: TaskSpec, values: Tensors) -> list[tuple[str, EncodedTensor]]:
+        """Encode an update as the plan says; quantized with nearest rounding."""
+        if not task.plan.sends_delta:
+            return [(name, encode_dense(value)) for name, value in values.items()]
+        received = self.broadcast(task)
+        deltas = {name: value - received[name] for name, value in values.items()}
+        if task.plan.up_bits == 32:
+            return [(name, encode_dense(value)) for name, value in deltas.items()]
+        return [(n, quantize_uniform(v, task.plan.up_bits, None)) for n, v in deltas.items()]
+
+    def send(
+        self, client: str, values: Tensors, *, samples: int = 10, task: TaskSpec | None = None
+    ) -> Receipt:
+        """Upload an update for a client's open task; raises UpdateError when it is refused."""
+        task = task or self.task(client)
+        path = self.root / f"{task.task_id}.update"
+        info = write_payload(path, self.encode(task, values), self._table(task))
+        digest = info.sha256.hex()
+        ticket = self.desk.begin_upload(client, task.task_id, digest)
+        if isinstance(ticket, Receipt):
+            return ticket
+        check_update(path, ticket)
+        self.payloads.adopt(path, digest)
+        return self.desk.accept(
+            Arrived(
+                task_id=task.task_id,
+                digest=digest,
+                size=info.size,
+                samples=samples,
+                metrics={"loss": 1.0},
+                seconds=0.1,
+                restarted=False,
+                bytes_up=info.size,
+            )
+        )
+
+    def record(self, run_id: str) -> dict:
+        """Return the run's record."""
+        return run_record(self.engine, run_id)
+
+    def state(self, run_id: str) -> Tensors:
+        """Decode the run's newest global state."""
+        record = self.record(run_id)
+        with self.engine.database.connect() as tx:
+            table = self.engine.context(tx, run_id).global_table.tensor_table
+        with PayloadReader(self.payloads.path(record["state"]), table) as reader:
+            return {name: reader[name].decode() for name in reader.names}
+
+
+def moved(values: Tensors, by: float) -> Tensors:
+    """Return the values with `by` added to each."""
+    return {name: (value + np.float32(by)).astype(value.dtype) for name, value in values.items()}

@@ -1,0 +1,122 @@
+"""Payloads that tests share. Values come from arithmetic, so that no library can change them.
+
+    python tests/wire/wire_cases.py
+
+writes the golden files anew. Do that only together with a new version of the wire format.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.testing as npt
+
+from motley.wire import (
+    EncodedTensor,
+    TensorRow,
+    TensorTable,
+    encode_codebook,
+    encode_dense,
+    encode_offset,
+    encode_planes,
+    quantize_uniform,
+    write_payload,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+Named = list[tuple[str, EncodedTensor]]
+
+LENET = TensorTable(
+    TensorRow(f"{layer}.{part}", shape[: None if part == "weight" else 1], "float32")
+    for layer, shape in (
+        ("conv1", (6, 1, 5, 5)),
+        ("conv2", (16, 6, 5, 5)),
+        ("fc1", (120, 256)),
+        ("fc2", (84, 120)),
+        ("fc3", (10, 84)),
+    )
+    for part in ("weight", "bias")
+)
+
+
+def ramp(n: int, modulus: int) -> np.ndarray:
+    return np.arange(n, dtype=np.int64) * 7919 % modulus
+
+
+def floats(shape: tuple[int, ...]) -> np.ndarray:
+    n = int(np.prod(shape, dtype=np.int64))
+    return ((ramp(n, 1009) - 504) / 256).astype(np.float32).reshape(shape)
+
+
+def dense_tensors() -> Named:
+    x = floats((3, 5))
+    named = [(f"as {kind}", encode_dense(x, kind)) for kind in ("float32", "float16", "bfloat16")]
+    for dtype in ("float64", "int8", "int16", "int32", "int64", "uint8", "bool"):
+        named.append((dtype, encode_dense(ramp(11, 2 if dtype == "bool" else 101).astype(dtype))))
+    special = np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)
+    named += [(f"special {kind}", encode_dense(special, kind)) for kind in ("float16", "bfloat16")]
+    return [*named, ("0-d", encode_dense(np.array(7, np.int64))), ("empty", encode_dense(x[:0]))]
+
+
+def offset_tensors() -> Named:
+    named = []
+    for bits in range(1, 9):
+        codes = ramp(37, 1 << bits).astype(np.uint8)
+        named.append((f"offset {bits}", encode_offset(codes, -0.5, 0.1, bits)))
+        named.append((f"nearest {bits}", quantize_uniform(floats((4, 9)), bits)))
+    return [*named, ("0-d", encode_offset(np.array(1, np.uint8), 0.0, 2.0, 1))]
+
+
+def planes_tensors() -> Named:
+    named = []
+    for bits in range(1, 9):
+        top = (1 << bits) - 1
+        codes = (ramp(37, 2 * top + 1) - top).astype(np.int16)
+        named.append((f"planes {bits}", encode_planes(codes, 0.25, bits)))
+        named.append((f"cut {bits}", encode_planes(codes, 0.25, bits, top & 0b10110101)))
+    return named
+
+
+def codebook_tensors() -> Named:
+    named = []
+    for m in (1, 2, 3, 4, 5, 16, 17, 100, 255, 256):
+        centres = floats((m,))
+        named.append((f"centres {m}", encode_codebook(ramp(37, m).astype(np.uint8), centres)))
+    return [*named, ("wide", encode_codebook(np.zeros(9, np.uint8), floats((2,)), bits=8))]
+
+
+def lenet_tensors() -> Named:
+    named = []
+    for place, row in enumerate(LENET):
+        x = floats(row.shape)
+        named.append((row.name, quantize_uniform(x, 2) if place % 2 == 0 else encode_dense(x)))
+    return named
+
+
+CASES: dict[str, tuple[Named, TensorTable | None]] = {
+    "nothing": ([], None),
+    "dense": (dense_tensors(), None),
+    "offset": (offset_tensors(), None),
+    "planes": (planes_tensors(), None),
+    "codebook": (codebook_tensors(), None),
+    "lenet": (lenet_tensors()[:4], LENET),
+}
+
+
+def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Assert equal values, shapes and dtypes."""
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    npt.assert_array_equal(actual, expected)
+
+
+def payload(tensors: Named, table: TensorTable | None = None) -> bytes:
+    stream = io.BytesIO()
+    write_payload(stream, tensors, table)
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    for case, (tensors, table) in CASES.items():
+        (GOLDEN / f"{case}.payload").write_bytes(payload(tensors, table))

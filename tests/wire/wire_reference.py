@@ -1,0 +1,84 @@
+"""A second reading of docs/wire-format.md: slow, plain Python, no code of `motley.wire`.
+
+`decode(data, table)` returns {name: flat list of numbers}. Valid payloads only.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+DTYPES = ["float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+DENSE = "fdbhiqB?e"
+
+
+def f32(value: float) -> float:
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+def field(data: bytes, bits: int, index: int) -> int:
+    per_byte = 8 // bits
+    return data[index // per_byte] >> bits * (index % per_byte) & (1 << bits) - 1
+
+
+def unpack_codes(data: bytes, bits: int, n: int) -> list[int]:
+    codes, shift = [0] * n, 0
+    for group in (8, 4, 2, 1):
+        if bits & group:
+            codes = [code | field(data, group, i) << shift for i, code in enumerate(codes)]
+            data = data[math.ceil(n * group / 8) :]
+            shift += group
+    return codes
+
+
+def decode_segment(encoding: int, parameters: bytes, segment: bytes, n: int) -> list[float]:
+    bits = parameters[0]
+    if encoding == 1:
+        if bits == 10:
+            raw = struct.unpack(f"<{n}H", segment)
+            return [struct.unpack("<f", struct.pack("<I", half << 16))[0] for half in raw]
+        return list(struct.unpack(f"<{n}{DENSE[bits - 1]}", segment))
+    if encoding == 2:
+        low, step = struct.unpack_from("<2f", segment)
+        return [f32(low + f32(code * step)) for code in unpack_codes(segment[8:], bits, n)]
+    if encoding == 3:
+        (step,), size, at = struct.unpack_from("<f", segment), (n + 7) // 8, 4
+        sign, magnitude = segment[at : at + size], [0] * n
+        for bit in range(8):
+            if parameters[1] >> bit & 1:
+                at += size
+                plane = segment[at : at + size]
+                magnitude = [m | field(plane, 1, i) << bit for i, m in enumerate(magnitude)]
+        return [f32((-m if field(sign, 1, i) else m) * step) for i, m in enumerate(magnitude)]
+    centres = struct.unpack_from(f"<{parameters[1] + 1}f", segment)
+    return [centres[i] for i in unpack_codes(segment[4 * len(centres) :], bits, n)]
+
+
+def entries(data: bytes, table: list[tuple[str, tuple[int, ...]]] | None):
+    magic, version, flags, count, manifest = struct.unpack_from("<6sBBII", data)
+    assert (magic, version, flags) == (b"MOTLEY", 1, int(table is not None))
+    at = 56
+    for _ in range(count):
+        encoding, parameters = data[at + 4], data[at + 5 : at + 8]
+        (length,) = struct.unpack_from("<Q", data, at + 8)
+        if table is not None:
+            name, shape = table[struct.unpack_from("<I", data, at)[0]]
+            at += 16
+        else:
+            size, _, dims = struct.unpack_from("<HBB", data, at)
+            shape = struct.unpack_from(f"<{dims}Q", data, at + 16)
+            name = data[at + 16 + 8 * dims : at + 16 + 8 * dims + size].decode()
+            at += (16 + 8 * dims + size + 7) // 8 * 8
+        yield name, shape, encoding, parameters, length
+    assert at == 56 + manifest
+
+
+def decode(data: bytes, table=None) -> dict[str, list[float]]:
+    at = 56 + struct.unpack_from("<I", data, 12)[0]
+    values = {}
+    for name, shape, encoding, parameters, length in entries(data, table):
+        segment = data[at : at + length]
+        values[name] = decode_segment(encoding, parameters, segment, math.prod(shape))
+        at += (length + 7) // 8 * 8
+    assert at == len(data)
+    return values
