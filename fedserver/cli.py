@@ -241,6 +241,8 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script: errors become one line on stderr."""
+    # gRPC's C core logs on its own, in its own format, what we report as an error anyway.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except MotleyError as error:

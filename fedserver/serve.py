@@ -107,6 +107,7 @@ async def serve(
         if on_ready is not None:
             on_ready.write_text(bound)
         await _until_stopped(driver)
+        log.info("stopping")
     finally:
         for server in servers:
             await server.stop(grace=0.5)
@@ -117,7 +118,6 @@ async def serve(
         sql.dispose()
         control_socket(root).unlink(missing_ok=True)
         lock.close()
-        log.info("stopped")
 
 
 def _client_server(address: str, service: FederationService) -> tuple[grpc.aio.Server, str]:

@@ -1,0 +1,140 @@
+"""Folding against brute force over whole arrays."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fedserver.aggregation.fold import Contribution, fold
+from fedserver.aggregation.reducers import weighted_mean
+from motley.models.units import TensorInfo, UnitTable
+from motley.wire import PayloadReader, encode_dense, quantize_uniform, write_payload
+
+TABLE = UnitTable(
+    (
+        TensorInfo("a.weight", (300, 500), "float32", "a", True),  # more than two tiles
+        TensorInfo("a.bias", (7,), "float32", "a", False),
+        TensorInfo("b.weight", (3, 5), "float64", "b", True),
+        TensorInfo("b.count", (), "int64", "b", False, parameter=False),
+    )
+)
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+
+def draw(seed: int) -> Tensors:
+    rng = np.random.default_rng(seed)
+    return {
+        row.name: np.asarray(rng.integers(0, 100), np.int64)
+        if row.dtype == "int64"
+        else rng.normal(size=row.shape).astype(row.dtype)
+        for row in TABLE.rows
+    }
+
+
+def write(path: Path, tensors: Tensors) -> Path:
+    write_payload(path, [(n, encode_dense(t)) for n, t in tensors.items()], TABLE.tensor_table)
+    return path
+
+
+def run_fold(folder: Path, state: Tensors, contributions: list[Contribution]) -> Tensors:
+    out = folder / "out"
+    fold(
+        table=TABLE,
+        state=write(folder / "state", state),
+        contributions=contributions,
+        reducer="weighted_mean",
+        finish_tile=lambda old, reduced: reduced,
+        out=out,
+    )
+    with PayloadReader(out, TABLE.tensor_table) as reader:
+        return {name: reader[name].decode() for name in reader.names}
+
+
+def test_weighted_mean_by_hand() -> None:
+    values = np.array([[1.0, 2.0], [4.0, 8.0]], np.float32)
+    result = weighted_mean(values, np.array([1.0, 3.0]))
+    np.testing.assert_array_equal(result, np.array([3.25, 6.5], np.float32))
+    assert result.dtype == np.float32
+
+
+def test_mean_equals_brute_force_and_counters_are_rounded(tmp_path: Path) -> None:
+    clients = {f"c{index}": draw(index) for index in range(3)}
+    weights = {"c0": 3.0, "c1": 5.0, "c2": 11.0}
+    contributions = [
+        Contribution(name, write(tmp_path / name, tensors), False, weights[name])
+        for name, tensors in clients.items()
+    ]
+    result = run_fold(tmp_path, draw(99), contributions)
+    for row in TABLE.rows:
+        exact = sum(weights[n] * t[row.name].astype(np.float64) for n, t in clients.items()) / 19
+        if row.dtype == "int64":
+            assert result[row.name] == np.rint(exact)
+        else:
+            np.testing.assert_allclose(result[row.name], exact, rtol=1e-5, atol=1e-6)
+
+
+def test_order_of_contributions_does_not_matter(tmp_path: Path) -> None:
+    contributions = [
+        Contribution(f"c{i}", write(tmp_path / f"c{i}", draw(i)), False, 1.0 + i) for i in range(4)
+    ]
+    forward = run_fold(tmp_path, draw(99), contributions)
+    backward = run_fold(tmp_path, draw(99), contributions[::-1])
+    for name in forward:
+        np.testing.assert_array_equal(forward[name], backward[name])
+
+
+def test_units_that_nobody_sent_stay_and_weights_may_differ_by_unit(tmp_path: Path) -> None:
+    state, first, second = draw(99), draw(0), draw(1)
+    only_a = {name: first[name] for name in ("a.weight", "a.bias")}
+    contributions = [
+        Contribution("c0", write(tmp_path / "c0", only_a), False, 1.0),
+        Contribution("c1", write(tmp_path / "c1", second), False, {"a": 3.0}),
+    ]
+    result = run_fold(tmp_path, state, contributions)
+    np.testing.assert_array_equal(result["b.weight"], state["b.weight"])
+    np.testing.assert_array_equal(result["b.count"], state["b.count"])
+    expected = (first["a.bias"] + np.float32(3) * second["a.bias"]) / np.float32(4)
+    np.testing.assert_array_equal(result["a.bias"], expected)
+
+
+def test_values_and_quantized_deltas_mix(tmp_path: Path) -> None:
+    state, values = draw(99), draw(0)
+    delta = {n: v for n, v in draw(1).items() if v.dtype == np.float32}
+    encoded = [(n, quantize_uniform(v, 8, None)) for n, v in delta.items()]
+    write_payload(tmp_path / "c1", encoded, TABLE.tensor_table)
+    contributions = [
+        Contribution("c0", write(tmp_path / "c0", values), False, 1.0),
+        Contribution("c1", tmp_path / "c1", True, 1.0),
+    ]
+    result = run_fold(tmp_path, state, contributions)
+    for name, change in delta.items():
+        step = (change.max() - change.min()) / 255
+        expected = (values[name] + state[name] + change) / 2
+        np.testing.assert_allclose(result[name], expected, atol=0.26 * step + 1e-5)
+    np.testing.assert_array_equal(result["b.weight"], values["b.weight"])
+
+
+@pytest.mark.parametrize("clients", [2, 16])
+def test_memory_does_not_grow_with_clients(tmp_path: Path, clients: int) -> None:
+    size = 4_000_000
+    table = UnitTable((TensorInfo("w", (size,), "float32", "w", True),))
+    value = np.ones(size, np.float32)
+    write_payload(tmp_path / "u", [("w", encode_dense(value))], table.tensor_table)
+    contributions = [Contribution(f"c{i}", tmp_path / "u", False, 1.0) for i in range(clients)]
+    tracemalloc.start()
+    fold(
+        table=table,
+        state=tmp_path / "u",
+        contributions=contributions,
+        reducer="weighted_mean",
+        finish_tile=lambda old, reduced: reduced,
+        out=tmp_path / "out",
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    model, tile = 4 * size, 4 * 65_536
+    assert peak < 3.2 * model + (clients + 8) * tile

@@ -1,0 +1,77 @@
+"""Run files: what is accepted, and how faults are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from motley.errors import RunFileError
+from motley.runfile import parse
+
+GOOD = """
+[run]
+name = "digits"
+algorithm = "fedavg"
+rounds = 3
+
+[workload]
+name = "digits"
+
+[clients]
+expected = 4
+fraction = 0.5
+over_select = 1.5
+
+[settings]
+learning_rate = 0.05
+
+[[tiers]]
+name = "phone"
+bits = 1
+up_bits = 8
+when = { memory_gib_below = 4 }
+settings = { learning_rate = 0.01 }
+
+[[tiers]]
+name = "pc"
+"""
+
+
+def test_a_good_file_is_read() -> None:
+    runfile = parse(GOOD)
+    assert runfile.clients.goal(4) == 2
+    assert [tier.name for tier in runfile.tiers] == ["phone", "pc"]
+    assert runfile.tiers[0].up_bits == 8
+    assert runfile.tiers[1].up_bits is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rounds = 3", "round = 3", r"run\.round: no such field; did you mean 'rounds'"),
+        ("rounds = 3", "rounds = 0", r"run\.rounds: .*greater than or equal to 1 \(got 0\)"),
+        ('"fedavg"', '"fedagv"', r"no algorithm is called 'fedagv'; expected one of fedavg"),
+        ("learning_rate = 0.05", "learning_rat = 0.05", r"settings\.learning_rat: no such field"),
+        ("learning_rate = 0.01", "learning_rate = -1.0", r"tiers\.phone\.settings\.learning_rate"),
+        ("bits = 1\n", "bits = 9\n", r"tiers\.0: bits is 9 bits; expected 1 to 8, or 32"),
+        ("up_bits = 8", "up_bits = 0", r"up_bits is 0 bits"),
+        ("memory_gib_below", "memory_gb_below", r"when\.memory_gb_below: no such field"),
+        ("fraction = 0.5", "fraction = 0.5\ncount = 2", "give fraction or count, not both"),
+        ("fraction = 0.5", "fraction = 0.5\nminimum = 3", r"minimum is 3 but a round counts"),
+        ('name = "pc"', 'name = "phone"', "each with a name of its own"),
+        ("[workload]", "[workload", "is not TOML"),
+        ('name = "digits"\nalgorithm', 'name = "a b"\nalgorithm', r"run\.name"),
+        ("expected = 4", "", r"clients\.expected: Field required"),
+    ],
+)
+def test_faults_name_the_field(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(RunFileError, match=message):
+        parse(GOOD.replace(old, new, 1), "run.toml")
+
+
+def test_all_faults_are_named_at_once() -> None:
+    text = GOOD.replace("rounds = 3", "rounds = 0").replace("expected = 4", "expected = -1")
+    with pytest.raises(RunFileError) as caught:
+        parse(text)
+    assert "run.rounds" in str(caught.value)
+    assert "clients.expected" in str(caught.value)
