@@ -190,10 +190,12 @@ class Engine:
                         mappings=self._mappings,
                     )
                 if row.status == "waiting":
-                    if not self._freeze(tx, row):
-                        return None
-                    continue
-                moved, job = schedule.step(self, tx, row, woken)
+                    if self._freeze(tx, row, woken):
+                        continue
+                    row = None
+                moved, job = False, None
+                if row is not None:
+                    moved, job = schedule.step(self, tx, row, woken)
             if woken or moved:
                 self._notify(woken)
             if not moved:
@@ -317,8 +319,11 @@ class Engine:
             )
         return str(path.resolve())
 
-    def _freeze(self, tx: Connection, row: Any) -> bool:
-        """Fix a waiting run's clients when as many as it expects are there."""
+    def _freeze(self, tx: Connection, row: Any, woken: set[str]) -> bool:
+        """Fix a waiting run's clients when as many as it expects are there.
+
+        Clients that the run cannot take are woken, so that their owners are told at once.
+        """
         context = self.context(tx, row.id)
         here = self.presence.here(self.clock.monotonic())
         refused = {name: why for name, a in here.items() if (why := refusal(context, a))}
@@ -330,6 +335,7 @@ class Engine:
             if reason != row.reason:
                 tx.execute(update(runs).where(runs.c.id == row.id).values(reason=reason))
                 log.info("run_waiting", run=row.id, reason=reason)
+                woken.update(refused)
             return False
         for arrival in able:
             tier = tier_for(context, arrival.profile)

@@ -83,17 +83,19 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         if presence.arrive(arrival):
             await self._database(self._engine.enrol, arrival)
         reply = federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
-        reply.notices.extend(await self._database(self._engine.notices, request.name))
         end = clock.monotonic() + POLL_SECONDS
-        while not request.working_on and not reply.notices:
+        while True:
             if self._driver.may_have_work(request.name):
                 task = await self._database(self._desk.next_task, request.name)
-                if task is not None:
+                if task is None:
+                    self._driver.has_no_work(request.name)
+                elif task.task_id != request.working_on:
+                    # Also while it works on another: that one's round has closed without it.
                     reply.task.CopyFrom(task_to_proto(task))
                     return reply
-                self._driver.has_no_work(request.name)
+            reply.notices.extend(await self._database(self._engine.notices, request.name))
             left = end - clock.monotonic()
-            if left <= 0:
+            if left <= 0 or request.working_on or reply.notices:
                 break
             try:
                 await self._driver.wait_for_work(request.name, left)

@@ -110,6 +110,9 @@ class Rig:
                 frame = common_pb2.Frame(offset=offset + shift, data=piece, crc32=crc)
                 yield pb.UploadMessage(frame=frame)
                 offset += len(piece)
+                if changes.keys() & {"crc_error", "shift"}:
+                    # A write after the refusal would hide its status behind one of gRPC's own.
+                    await asyncio.sleep(30)
                 if offset >= changes.get("break_at", np.inf):
                     return
 

@@ -1,0 +1,154 @@
+"""Real server and client processes on localhost, for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 90.0
+"""Seconds that a condition may take on a busy machine before a test fails."""
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """Return the condition's first true value; fail with `what` after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+class Federation:
+    """One server and its clients, each a process with a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "server"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.address = ""
+
+    # --- processes ---------------------------------------------------------------------------
+
+    def _start(self, name: str, arguments: list[str], **extra: str) -> None:
+        log = (self.root / f"{name}.log").open("ab")
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
+        self.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=self.root,
+            start_new_session=True,
+        )
+
+    def serve(self, *options: str) -> None:
+        """Start the server; on a restart it takes the same port."""
+        ready = self.root / "ready"
+        ready.unlink(missing_ok=True)
+        listen = self.address or "127.0.0.1:0"
+        arguments = ["fedserver.cli", "serve", "--data", str(self.data), "--listen", listen]
+        arguments += ["--insecure", "--ready-file", str(ready), "--log-format", "json", *options]
+        self._start("server", arguments)
+
+        def address() -> str:
+            assert self.processes["server"].poll() is None, self.log("server")
+            return ready.read_text() if ready.exists() else ""
+
+        self.address = until(address, "the server listens")
+
+    def client(self, name: str, data: str, *options: str) -> None:
+        """Start a client."""
+        arguments = ["fedclient.cli", "start", "--server", self.address, "--name", name]
+        arguments += ["--state", str(self.root / name), "--data", data, "--insecure"]
+        self._start(name, [*arguments, "--log-format", "json", "--threads", "1", *options])
+
+    def kill(self, name: str) -> None:
+        """Kill a process and its children as a power cut would."""
+        process = self.processes.pop(name)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def terminate(self, name: str) -> int:
+        """Ask a process to leave; return its exit status."""
+        process = self.processes.pop(name)
+        process.terminate()
+        return process.wait(20)
+
+    def close(self) -> None:
+        """End everything."""
+        for name in list(self.processes):
+            self.kill(name)
+
+    # --- the operator ------------------------------------------------------------------------
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a `fedserver` command against this server."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fedserver.cli", *arguments, "--data", str(self.data)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def submit(self, runfile: str) -> str:
+        """Submit a run file's text; return the run's id."""
+        path = self.root / "run.toml"
+        path.write_text(runfile)
+        reply: str = json.loads(self.command("submit", str(path), "--json").stdout)["run_id"]
+        return reply
+
+    def show(self, run: str) -> dict[str, Any]:
+        """Return a run's record."""
+        from fedserver.client import Operator
+
+        with Operator(self.data) as operator:
+            return operator.show(run)
+
+    def finished(self, run: str) -> dict[str, Any]:
+        """Wait until a run has finished and every client reported; return its record."""
+
+        def done() -> dict[str, Any] | None:
+            record = self.show(run)
+            assert record["status"] not in ("paused", "failed"), record["reason"]
+            over = record["status"] == "finished" and not record["finish_waiting"]
+            return record if over else None
+
+        record: dict[str, Any] = until(done, f"run {run} finishes; {self.tails()}")
+        return record
+
+    def log(self, name: str) -> str:
+        """Return a process's log."""
+        path = self.root / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def events(self, name: str, event: str) -> list[dict[str, Any]]:
+        """Return a process's log events of a kind."""
+        lines = [line for line in self.log(name).splitlines() if line.startswith("{")]
+        return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+
+    def tails(self) -> str:
+        """Return the ends of all logs, for messages."""
+        return "; ".join(f"{name}: {self.log(name)[-300:]}" for name in self.processes)
+
+
+@contextmanager
+def federation(root: Path) -> Iterator[Federation]:
+    """Give a federation that is ended whatever happens."""
+    found = Federation(root)
+    try:
+        yield found
+    finally:
+        found.close()
