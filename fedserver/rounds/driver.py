@@ -59,6 +59,8 @@ class Driver:
 
     async def wait_for_work(self, client: str, seconds: float) -> None:
         """Return when a task was offered to the client, or after `seconds`."""
+        if client in self._may_have_work:
+            return  # offered since the caller looked
         event = asyncio.Event()
         self._waiting[client] = event
         try:

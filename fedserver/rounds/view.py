@@ -15,8 +15,12 @@ def run_record(engine: Engine, run: str, *, after_round_id: int = 0) -> dict[str
     """Return one run whole; of its history, only rounds recorded after `after_round_id`."""
     with engine.database.connect() as tx:
         row = engine.find(tx, run)
+        context = engine.context(tx, row.id)
         return {
             **_summary(tx, row),
+            "algorithm": context.algorithm.name,
+            "workload": context.runfile.workload.name,
+            "local_steps": context.algorithm.local_steps,
             "finish_waiting_present": _finishing(engine, tx, row.id),
             "clients": _clients(tx, row),
             "history": _history(tx, row.id, after_round_id),

@@ -126,16 +126,18 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                     frame = await loop.run_in_executor(self._files, next, frames, None)
                     if frame is None:
                         break
-                    yield common_pb2.Frame(
-                        offset=frame.offset, data=bytes(frame.data), crc32=frame.crc32
-                    )
+                    # Before the yield: a client that has its last byte may end the call there.
                     sent += len(frame.data)
+                    yield common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
                     self._alive(request.name, request.session)
         except RefusedError as refusal:
             await abort(context, refusal)
         finally:
             if sent:
-                await self._database(self._desk.count_download, request.task_id, sent)
+                # Shielded: the count is part of the record, also of a call that broke off.
+                await asyncio.shield(
+                    self._database(self._desk.count_download, request.task_id, sent)
+                )
 
     def _alive(self, name: str, session: str) -> None:
         self._engine.presence.touch(name, session, self._engine.clock.monotonic())
