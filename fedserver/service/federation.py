@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from structlog.stdlib import get_logger
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedserver.service.status import Context
 
 log = get_logger()
+T = TypeVar("T")
 
 PROTOCOL = 1
 """Version of the services in proto/motley/v1."""
@@ -54,7 +55,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._database, self._desk = database, TaskDesk(engine)
         # Hashing, checking and writing of updates never run on the event loop.
         self._files = ThreadPoolExecutor(max_workers=2, thread_name_prefix="files")
-        self._uploading: set[str] = set()
+        self._uploading: dict[str, asyncio.Task[Any]] = {}
 
     def close(self) -> None:
         """End the file threads."""
@@ -172,15 +173,30 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         if isinstance(ticket, Receipt):
             yield _receipt(opening.task_id, ticket, duplicate=ticket is Receipt.ACCEPTED)
             return
-        if opening.task_id in self._uploading:
-            raise ProtocolError(f"task {opening.task_id} is being uploaded on another stream")
         _check_size(opening, ticket)
-        self._uploading.add(opening.task_id)
+        me = asyncio.current_task()
+        assert me is not None
+        before = self._uploading.get(opening.task_id)
+        if before is not None:
+            # A link that died silently: the client is back before we noticed. The newer wins.
+            before.cancel()
+            await asyncio.wait({before})
+        self._uploading[opening.task_id] = me
         try:
             async for reply in self._receive(opening, ticket, requests):
                 yield reply
         finally:
-            self._uploading.discard(opening.task_id)
+            if self._uploading.get(opening.task_id) is me:
+                del self._uploading[opening.task_id]
+
+    async def _on_file_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run file work beside the event loop; a cancelled caller still waits for its end."""
+        future = asyncio.get_running_loop().run_in_executor(self._files, function, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            raise
 
     async def _receive(
         self,
@@ -188,7 +204,6 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         ticket: Ticket,
         requests: AsyncIterator[federation_pb2.UploadMessage],
     ) -> AsyncIterator[federation_pb2.UploadReply]:
-        loop = asyncio.get_running_loop()
         writer = FrameWriter(self._payloads.incoming(ticket.task_id), opening.payload.size)
         received = 0
         try:
@@ -201,7 +216,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 if message.WhichOneof("kind") != "frame":
                     raise ProtocolError("an upload is opened once, then consists of frames")
                 frame = Frame(message.frame.offset, message.frame.data, message.frame.crc32)
-                await loop.run_in_executor(self._files, writer.write, frame)
+                await self._on_file_thread(writer.write, frame)
                 received += len(frame.data)
                 self._alive(opening.name, opening.session)
                 if writer.received - acknowledged >= ACKNOWLEDGE_BYTES:
@@ -221,10 +236,9 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     ) -> Receipt:
         """Hash, check and store a whole update, then put it on record."""
         digest = opening.payload.sha256.hex()
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(
-                self._files, _store, writer, opening.payload.sha256, ticket, self._payloads
+            await self._on_file_thread(
+                _store, writer, opening.payload.sha256, ticket, self._payloads
             )
         except UpdateError as error:
             # The bytes are what the client meant to send, and they are wrong: no use in a retry.

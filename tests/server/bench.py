@@ -104,7 +104,11 @@ class Bench:
         self.engine.recover()
 
     def arrive(
-        self, *names: str, session: str = "", tier: str = "", labels: Mapping[str, str] | None = None
+        self,
+        *names: str,
+        session: str = "",
+        tier: str = "",
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Let clients check in."""
         for name in names:

@@ -115,6 +115,8 @@ class Rig:
                     await asyncio.sleep(30)
                 if offset >= changes.get("break_at", np.inf):
                     return
+                if offset >= changes.get("silent_at", np.inf):
+                    await asyncio.sleep(60)
 
         offsets: asyncio.Queue[int] = asyncio.Queue()
         self.acknowledged: list[int] = []
@@ -209,6 +211,27 @@ def test_downloads_and_uploads_resume(tmp_path: Path) -> None:
         assert again.duplicate
 
     scenario(body, tmp_path)
+
+
+def test_a_newer_upload_stream_takes_over_from_a_silent_one(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        task, broadcast = await one_client_run(rig)
+        update = rig.update(task, broadcast)
+        silent = asyncio.create_task(rig.upload(task, update, silent_at=20_000))
+        while not rig_partial(rig, task) >= 20_000:
+            await asyncio.sleep(0.01)
+        receipt = await rig.upload(task, update)
+        assert receipt.status == pb.UPDATE_STATUS_ACCEPTED
+        assert rig.acknowledged[-1] == 20_000
+        silent.cancel()
+        await asyncio.gather(silent, return_exceptions=True)
+
+    scenario(body, tmp_path)
+
+
+def rig_partial(rig: Rig, task: common_pb2.Task) -> int:
+    partial = rig.root / "incoming" / f"{task.task_id}.part"
+    return partial.stat().st_size if partial.exists() else 0
 
 
 def test_spoiled_uploads_change_nothing_and_a_good_one_still_counts(tmp_path: Path) -> None:

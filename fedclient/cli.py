@@ -1,0 +1,171 @@
+"""The command line: `fedclient start | profile | models`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedclient.errors import EXIT_LOCAL, ClientError, OptionError
+from fedclient.logs import LogFormat, configure
+from fedclient.options import (
+    ClientOptions,
+    check_memory_limit,
+    check_name,
+    check_server,
+    clients_directory,
+    parse_labels,
+)
+from motley import __version__
+from motley.errors import DataError, MotleyError, WorkloadError
+
+app = typer.Typer(
+    help="A Motley client: trains on this device's own data and takes part in a server's runs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Workloads = Annotated[
+    list[str] | None,
+    typer.Option("--workload", metavar="NAME=MODULE:OBJECT", help="What a run's workload means."),
+]
+Threads = Annotated[int, typer.Option(min=0, help="Training threads; 0 shares the cores.")]
+Device = Annotated[str, typer.Option(help="Where training runs: cpu, cuda, cuda:1, mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    """Answer --version."""
+    if show:
+        typer.echo(f"fedclient {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def start(
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's client port.")],
+    name: Annotated[str, typer.Option(help="This client's name, unique at the server.")],
+    data: Annotated[str, typer.Option(help="Where the data lies: LOCATION[?option=value&...].")],
+    workload: Workloads = None,
+    state: Annotated[Path | None, typer.Option(help="State directory.")] = None,
+    tier: Annotated[str, typer.Option(help="Tier of the run file; else its rules decide.")] = "",
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label.")] = None,
+    threads: Threads = 0,
+    memory_limit: Annotated[
+        str, typer.Option(metavar="SIZE", help="Limit of the training process, e.g. 512M.")
+    ] = "",
+    device: Device = "cpu",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Connect without TLS.")] = False,
+    log_format: LogFormat = LogFormat.CONSOLE,
+    idle_minutes: Annotated[
+        float, typer.Option(min=0.01, help="Idle time after which the training process ends.")
+    ] = 10.0,
+) -> None:
+    """Take part in the runs of a server until stopped."""
+    if not insecure:
+        raise OptionError(
+            "certificates are not supported yet: start with --insecure, and only in a network "
+            "that you trust"
+        )
+    options = ClientOptions(
+        server=check_server(server),
+        name=check_name(name),
+        data=_checked_data(data),
+        state=state or clients_directory() / name,
+        workloads=_mappings(workload),
+        tier=tier,
+        labels=parse_labels(label or []),
+        threads=threads,
+        memory_limit=check_memory_limit(memory_limit),
+        device=device,
+        idle_seconds=idle_minutes * 60,
+    )
+    configure(log_format)
+    from fedclient.daemon import serve
+
+    asyncio.run(serve(options))
+
+
+@app.command()
+def profile(
+    workload: Workloads = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measure this device and show what a server would be told."""
+    from fedclient.profile_view import measured_profile
+
+    facts = asyncio.run(measured_profile(_mappings(workload), threads, device))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, sort_keys=True))
+        return
+    for key, value in facts.items():
+        typer.echo(f"{key:22} {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+@app.command()
+def models(
+    state: Annotated[Path | None, typer.Option(help="State directory; else all clients'.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List finished models with their metrics."""
+    from fedclient.models import finished_models
+
+    folders = [state] if state else sorted(clients_directory().glob("*"))
+    rows = [(folder, model) for folder in folders for model in finished_models(folder / "models")]
+    if as_json:
+        entries = [
+            {**model.model_dump(), "path": str(folder / "models" / model.file)}
+            for folder, model in rows
+        ]
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    if not rows:
+        typer.echo("no finished models yet")
+    for folder, model in rows:
+        metrics = "  ".join(f"{key}={value:.4g}" for key, value in sorted(model.metrics.items()))
+        typer.echo(f"{folder / 'models' / model.file}  {model.size} bytes  {metrics}")
+
+
+def main() -> None:
+    """Run the command line; errors on purpose end in one line and a status of their own."""
+    try:
+        app()
+    except MotleyError as error:
+        print(f"fedclient: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_status if isinstance(error, ClientError) else EXIT_LOCAL)
+    except OSError as error:
+        print(f"fedclient: {error}", file=sys.stderr)
+        sys.exit(EXIT_LOCAL)
+
+
+def _checked_data(text: str) -> str:
+    from motley.workload import DataSpec
+
+    try:
+        DataSpec.parse(text)
+    except DataError as error:
+        raise OptionError(f"--data: {error}") from None
+    return text
+
+
+def _mappings(options: list[str] | None) -> dict[str, str]:
+    from motley.plugins import parse_mappings
+
+    try:
+        return parse_mappings(options or [])
+    except WorkloadError as error:
+        raise OptionError(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The loop of a client: check in, do what the server asks, come back; for months if need be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+from dataclasses import dataclass, field
+
+import grpc
+from structlog.stdlib import get_logger
+
+from fedclient.backoff import Backoff
+from fedclient.connection import Connection, open_channel
+from fedclient.desk import Assignment, Desk, Phase, send
+from fedclient.device import Device, training_threads
+from fedclient.options import ClientOptions
+from fedclient.outbox import Outbox
+from fedclient.protocol import Setup
+from fedclient.runner import WorkerRunner
+from fedclient.state import StateDirectory
+from fedclient.transfer.peer import Patience, Peer
+from fedclient.transfer.speed import LinkRecord
+from motley.wire.stubs import common_pb2, federation_pb2
+from motley.wire.stubs.federation_pb2_grpc import FederationStub
+
+log = get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How often the daemon speaks up."""
+
+    heartbeat_seconds: float = 25.0
+    """Between two signs of life while a task is in hand."""
+    least_seconds: float = 0.05
+    """Between two check-ins, whatever the server says."""
+
+
+@dataclass
+class Daemon:
+    """The loop over one desk."""
+
+    desk: Desk
+    pace: Pace = field(default_factory=Pace)
+
+    def __post_init__(self) -> None:
+        self._failures: Backoff = self.desk.peer.backoff()
+        self._notices: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        """Go on until cancelled.
+
+        Raises:
+            RefusedError: the server will not have this client.
+        """
+        for update in self.desk.outbox.recover():
+            log.info("update_kept", task=update.meta.task_id, size=update.meta.size)
+            await self._check_in(update.meta.task_id)
+            await send(self.desk, update)
+        while True:
+            reply = await self._check_in()
+            if reply.WhichOneof("outcome") == "task":
+                await self._work(reply.task)
+            else:
+                wait = reply.retry_after_seconds
+                await self.desk.peer.sleep(max(wait, self.pace.least_seconds))
+
+    async def _check_in(self, working_on: str = "") -> federation_pb2.CheckInReply:
+        """Check in as often as it takes; a server that is away is waited for."""
+        backoff = self.desk.peer.backoff()
+        while True:
+            try:
+                reply = await self.desk.connection.check_in(working_on)
+            except grpc.aio.AioRpcError as error:
+                wait = backoff.next()
+                log.warning(
+                    "server_unreachable",
+                    server=self.desk.options.server,
+                    reason=error.details() or error.code().name,
+                    retry_in=round(wait, 2),
+                )
+                await self.desk.peer.sleep(wait)
+            else:
+                if backoff.failures:
+                    log.info("server_reached", server=self.desk.options.server)
+                self._heed(reply)
+                return reply
+
+    def _heed(self, reply: federation_pb2.CheckInReply) -> None:
+        """Tell the owner what the server has to say, once until it changes."""
+        notices = tuple(reply.notices)
+        for notice in notices:
+            if notice not in self._notices:
+                log.warning("server_notice", text=notice)
+        self._notices = notices
+
+    async def _work(self, task: common_pb2.Task) -> None:
+        """Do a task with signs of life beside it; pause after one that failed."""
+        assignment = Assignment(self.desk, task)
+        work = asyncio.create_task(assignment.do())
+        beat = asyncio.create_task(self._heartbeat(assignment))
+        try:
+            await asyncio.wait({work, beat}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await beat  # raises when the server refuses us
+                log.info("task_superseded", run=task.run_name, task=task.task_id)
+                return
+            if work.result():
+                self._failures.reset()
+            else:
+                await self.desk.peer.sleep(self._failures.next())
+        finally:
+            for job in (work, beat):
+                job.cancel()
+            await asyncio.gather(work, beat, return_exceptions=True)
+
+    async def _heartbeat(self, assignment: Assignment) -> None:
+        """Show that we work; return when the server has moved on to another task of the run."""
+        task, wait = assignment.task, self.pace.heartbeat_seconds
+        while True:
+            await self.desk.peer.sleep(wait)
+            wait = self.pace.heartbeat_seconds
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                reply = await self.desk.connection.check_in(task.task_id)
+                other = reply.task
+                moved_on = other.run_id == task.run_id and other.task_id != task.task_id
+                if moved_on and assignment.phase is Phase.WORKING:
+                    return
+
+
+async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
+    """Run a daemon until SIGTERM or SIGINT, then leave cleanly.
+
+    Raises:
+        RefusedError: the server will not have this client.
+        StateDirectoryError: the state directory cannot be used.
+        ProfileError: the device could not be measured.
+    """
+    me = asyncio.current_task()
+    assert me is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, me.cancel)
+    state = StateDirectory(options.state)
+    state.open(options.name)
+    try:
+        await _serve(options, state, pace or Pace())
+    except asyncio.CancelledError:
+        log.info("client_left", client=options.name)
+    finally:
+        state.close()
+
+
+async def _serve(options: ClientOptions, state: StateDirectory, pace: Pace) -> None:
+    device = Device(options, state.root / "profile.json", disk=state.disk)
+    await device.load()
+    channel = open_channel(options.server)
+    desk = make_desk(options, state, device, channel)
+    log.info("client_started", client=options.name, server=options.server, state=str(state.root))
+    try:
+        await Daemon(desk, pace).run()
+    finally:
+        await asyncio.gather(desk.runner.stop(), desk.connection.goodbye())
+        await channel.close()
+
+
+def make_desk(
+    options: ClientOptions,
+    state: StateDirectory,
+    device: Device,
+    channel: grpc.aio.Channel,
+    *,
+    rng: random.Random | None = None,
+    patience: Patience | None = None,
+) -> Desk:
+    """Put together what a daemon works with."""
+    peer = Peer(
+        stub=FederationStub(channel),
+        name=options.name,
+        session=state.session,
+        rng=rng or random.Random(),
+        patience=patience or Patience(),
+    )
+    link = LinkRecord(state.root / "link.json", state.disk)
+
+    def setup() -> Setup:
+        return Setup(
+            workloads=dict(options.workloads),
+            data=options.data,
+            device=options.device,
+            threads=training_threads(options.threads),
+            memory_limit=options.memory_limit,
+        )
+
+    return Desk(
+        options=options,
+        state=state,
+        outbox=Outbox(state.root / "outbox", state.disk),
+        peer=peer,
+        connection=Connection(peer, device, link),
+        runner=WorkerRunner(setup, idle_seconds=options.idle_seconds),
+        link=link,
+    )

@@ -1,0 +1,194 @@
+"""One task from its offer to the server's acknowledgement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from structlog.stdlib import get_logger
+
+from fedclient.connection import Connection
+from fedclient.errors import TransferError, WorkerError
+from fedclient.models import FinishedModel, record
+from fedclient.options import ClientOptions
+from fedclient.outbox import Outbox, Update, UpdateMeta
+from fedclient.protocol import Done, Job, Progress
+from fedclient.runner import WorkerRunner
+from fedclient.state import StateDirectory
+from fedclient.transfer.download import download
+from fedclient.transfer.peer import Peer
+from fedclient.transfer.speed import LinkRecord
+from fedclient.transfer.upload import upload
+from motley import plugins
+from motley.errors import MotleyError, WorkloadError
+from motley.wire.stubs import common_pb2, federation_pb2
+
+log = get_logger()
+
+_STATUS_WORDS = {
+    federation_pb2.UPDATE_STATUS_ACCEPTED: "accepted",
+    federation_pb2.UPDATE_STATUS_SURPLUS: "surplus",
+    federation_pb2.UPDATE_STATUS_LATE: "late",
+}
+
+
+class Phase(Enum):
+    """What is being done with a task."""
+
+    WORKING = "working"
+    SENDING = "sending"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What is needed to do tasks."""
+
+    options: ClientOptions
+    state: StateDirectory
+    outbox: Outbox
+    peer: Peer
+    connection: Connection
+    runner: WorkerRunner
+    link: LinkRecord
+
+
+class Assignment:
+    """One task in hand."""
+
+    def __init__(self, desk: Desk, task: common_pb2.Task) -> None:
+        self._desk, self.task = desk, task
+        self.phase = Phase.WORKING
+        self._log = log.bind(run=task.run_name, round=task.round, task=task.task_id)
+
+    async def do(self) -> bool:
+        """Download, work, send or report; return whether the task came to a good end.
+
+        Failures are reported to the server, with the code and words of what went wrong.
+        """
+        try:
+            return await self._do()
+        except WorkerError as error:
+            return await self._fail(error.failure_code, str(error), permanent=error.permanent)
+        except WorkloadError as error:
+            return await self._fail(error.code, str(error), permanent=True)
+        except MotleyError as error:
+            return await self._fail(error.code, str(error))
+        except OSError as error:
+            return await self._fail("storage", f"the device's storage failed: {error}")
+
+    async def _do(self) -> bool:
+        task, desk = self.task, self._desk
+        waiting = desk.outbox.find(task.task_id)
+        if waiting:
+            return await send(desk, waiting)
+        plugins.find(task.workload, desk.options.workloads)
+        self._log.info("task_started", kind=common_pb2.TaskKind.Name(task.kind))
+        broadcast = await self._broadcast()
+        model = desk.state.model_path(task.run_name, task.run_id)
+        done = await desk.runner.run(
+            Job(
+                client=desk.options.name,
+                task=Job.encode_task(task.SerializeToString()),
+                broadcast=str(broadcast or ""),
+                update=str(desk.outbox.prepare(task.task_id)),
+                model=str(model),
+                personal=str(desk.state.run_directory(task.run_id)),
+            ),
+            self._progress,
+        )
+        self.phase = Phase.SENDING
+        self._log.info("task_done", seconds=round(done.seconds, 2), samples=done.samples)
+        if task.kind == common_pb2.TASK_KIND_TRAIN:
+            return await send(desk, desk.outbox.commit(self._meta(done)))
+        if task.kind == common_pb2.TASK_KIND_FINISH:
+            self._keep_model(model, done)
+        return await self._report(done)
+
+    async def _broadcast(self) -> Path | None:
+        """Fetch the task's payload; older ones go, since only the newest can be asked for again."""
+        payload, folder = self.task.payload, self._desk.state.root / "downloads"
+        if not payload.sha256:
+            return None
+        target = folder / payload.sha256.hex()
+        for path in folder.iterdir():
+            if path.name.partition(".")[0] != target.name:
+                self._desk.state.disk.remove(path)
+        desk = self._desk
+        return await download(desk.peer, payload, self.task.task_id, target, desk.link)
+
+    def _progress(self, progress: Progress) -> None:
+        self._log.debug("task_progress", fraction=round(progress.fraction, 3))
+
+    def _meta(self, done: Done) -> UpdateMeta:
+        return UpdateMeta(
+            task_id=self.task.task_id,
+            run_id=self.task.run_id,
+            run_name=self.task.run_name,
+            round=self.task.round,
+            sha256=done.sha256,
+            size=done.size,
+            samples=done.samples,
+            metrics=done.metrics,
+            train_seconds=done.seconds,
+            restarted=done.restarted,
+        )
+
+    def _keep_model(self, model: Path, done: Done) -> None:
+        task = self.task
+        finished = FinishedModel(
+            run_id=task.run_id,
+            run_name=task.run_name,
+            workload=task.workload,
+            algorithm=task.algorithm,
+            rounds=task.rounds,
+            file=model.name,
+            size=model.stat().st_size,
+            metrics=done.metrics,
+        )
+        record(model, finished, self._desk.state.disk)
+        self._log.info("model_finished", file=str(model), size=finished.size)
+
+    async def _report(self, done: Done) -> bool:
+        """Report an evaluation or a finished model; then what it needed can go."""
+        result = federation_pb2.Result(metrics=dict(done.metrics), seconds=done.seconds)
+        told = await self._desk.connection.report(self.task.task_id, result=result)
+        self._desk.outbox.remove(self.task.task_id)
+        if self.task.kind == common_pb2.TASK_KIND_FINISH:
+            for path in (self._desk.state.root / "downloads").iterdir():
+                self._desk.state.disk.remove(path)
+        return told
+
+    async def _fail(self, code: str, message: str, *, permanent: bool = False) -> bool:
+        self.phase = Phase.SENDING
+        self._log.error("task_failed", code=code, message=message, permanent=permanent)
+        if permanent:
+            self._desk.connection.refuse(self.task.run_id, message)
+        failure = _failure(code, message, permanent)
+        await self._desk.connection.report(self.task.task_id, failure=failure)
+        return False
+
+
+def _failure(code: str, message: str, permanent: bool) -> federation_pb2.Failure:
+    """Return the wire form of a failure; long texts are cut."""
+    return federation_pb2.Failure(code=code, message=message[:2000], permanent=permanent)
+
+
+async def send(desk: Desk, update: Update) -> bool:
+    """Send a complete update until the server has it or says that it never wants it.
+
+    Accepted, surplus and late updates all leave the outbox. The personal state that belongs to
+    one stays uncounted until the server's next task names it as its base version.
+    """
+    meta = update.meta
+    told = log.bind(run=meta.run_name, round=meta.round, task=meta.task_id)
+    try:
+        receipt = await upload(desk.peer, update, desk.link)
+    except TransferError as error:
+        told.warning("update_dropped", reason=str(error))
+        desk.outbox.remove(meta.task_id)
+        return False
+    status = _STATUS_WORDS.get(receipt.status, "unknown")
+    told.info("update_sent", status=status, size=meta.size, duplicate=receipt.duplicate)
+    desk.outbox.remove(meta.task_id)
+    return True

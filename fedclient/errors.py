@@ -1,0 +1,66 @@
+"""Errors of the client daemon. `exit_status` is what the command line ends with."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from motley.errors import MotleyError
+
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+EXIT_LOCAL = 4
+
+
+class ClientError(MotleyError):
+    """Base of the daemon's own errors."""
+
+    exit_status: ClassVar[int] = EXIT_LOCAL
+
+
+class OptionError(ClientError):
+    """A command-line option has a value that cannot be used."""
+
+    code = "option"
+    exit_status = EXIT_USAGE
+
+
+class RefusedError(ClientError):
+    """The server refuses this client: its name is in use, or the versions do not fit."""
+
+    code = "refused"
+    exit_status = EXIT_REFUSED
+
+
+class StateDirectoryError(ClientError):
+    """The state directory is in use, of another client, or not readable."""
+
+    code = "state_directory"
+
+
+class ProfileError(ClientError):
+    """The device could not be measured, e.g. torch is not installed."""
+
+    code = "profile"
+
+
+class StorageError(ClientError):
+    """A file of a task could not be written or read."""
+
+    code = "storage"
+
+
+class TransferError(ClientError):
+    """The server will not take or give this payload; trying again would not help."""
+
+    code = "transfer"
+
+
+class WorkerError(ClientError):
+    """The training process failed; `failure_code` is what the server is told."""
+
+    code = "worker"
+
+    def __init__(self, failure_code: str, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.failure_code = failure_code
+        self.permanent = permanent

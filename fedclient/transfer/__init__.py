@@ -1,0 +1,1 @@
+"""Payloads over the network, in frames: every break goes on where it stopped."""

@@ -1,0 +1,95 @@
+"""A broadcast from the server to a file, resumed at its length after any break."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import grpc
+from structlog.stdlib import get_logger
+
+from fedclient.errors import TransferError
+from fedclient.transfer.peer import Peer, raise_if_final
+from fedclient.transfer.speed import LinkRecord
+from motley.errors import PayloadError
+from motley.wire import Frame, FrameError, FrameWriter
+from motley.wire.stubs import common_pb2, federation_pb2
+
+log = get_logger()
+
+DAMAGED_ATTEMPTS = 5
+"""Damaged payloads in a row after which the task is given up."""
+
+
+async def download(
+    peer: Peer, ref: common_pb2.PayloadRef, task_id: str, target: Path, link: LinkRecord
+) -> Path:
+    """Fetch a payload to `target` (named by its digest) and return that.
+
+    What is there already is not fetched again: neither the whole payload nor the beginning in
+    `TARGET.part`. Breaks and pauses are retried for ever.
+
+    Raises:
+        TransferError: the server does not have it for us, or what it sends stays damaged.
+        OSError: the disk refused.
+    """
+    if target.exists() and target.stat().st_size == ref.size:
+        log.debug("download_held", task=task_id, payload=target.name)
+        return target
+    backoff, damaged, seen = peer.backoff(), 0, -1
+    while True:
+        try:
+            with FrameWriter(target, ref.size) as writer:
+                if writer.received > seen:
+                    backoff.reset()  # the link moves: progress is never punished
+                seen = writer.received
+                await _attempt(peer, ref, task_id, writer, link)
+                return await asyncio.to_thread(writer.finish, ref.sha256)
+        except grpc.aio.AioRpcError as error:
+            raise_if_final(error, f"the server does not give the payload of task {task_id}")
+            reason = error.code().name
+        except (TimeoutError, asyncio.TimeoutError):
+            reason = f"nothing came for {peer.patience.idle_seconds:g} s"
+        except PayloadError as error:
+            reason, damaged = str(error), damaged + 1
+            if damaged >= DAMAGED_ATTEMPTS:
+                raise TransferError(
+                    f"the payload of task {task_id} came damaged {damaged} times: {error}"
+                ) from None
+        wait = backoff.next()
+        log.info("download_interrupted", task=task_id, reason=reason, retry_in=round(wait, 2))
+        await peer.sleep(wait)
+
+
+async def _attempt(
+    peer: Peer,
+    ref: common_pb2.PayloadRef,
+    task_id: str,
+    writer: FrameWriter,
+    link: LinkRecord,
+) -> None:
+    """Receive frames until the end; raises on a break. Nothing is asked for when all is there."""
+    offset = writer.received
+    if offset == ref.size:
+        return
+    log.info("download_started", task=task_id, offset=offset, size=ref.size)
+    call = peer.stub.Download(
+        federation_pb2.DownloadRequest(
+            name=peer.name, session=peer.session, task_id=task_id, sha256=ref.sha256, offset=offset
+        )
+    )
+    started: float | None = None
+    first = 0
+    try:
+        while writer.received < ref.size:
+            frame = await peer.within_idle(call.read())
+            if frame is grpc.aio.EOF:
+                raise FrameError(f"the stream ended at {writer.received} of {ref.size} bytes")
+            writer.write(Frame(frame.offset, frame.data, frame.crc32))
+            if started is None:
+                started, first = time.monotonic(), len(frame.data)
+        if started is not None:
+            link.downloaded(writer.received - offset - first, time.monotonic() - started)
+    finally:
+        call.cancel()

@@ -1,0 +1,71 @@
+"""The server as calls see it: who we are to it, which errors end a transfer, how long to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc import StatusCode
+
+from fedclient.backoff import Backoff
+from fedclient.errors import TransferError
+
+if TYPE_CHECKING:
+    from motley.wire.stubs.federation_pb2_grpc import FederationStub
+
+FINAL = frozenset(
+    {
+        StatusCode.INVALID_ARGUMENT,
+        StatusCode.NOT_FOUND,
+        StatusCode.FAILED_PRECONDITION,
+        StatusCode.OUT_OF_RANGE,
+        StatusCode.PERMISSION_DENIED,
+        StatusCode.UNAUTHENTICATED,
+        StatusCode.UNIMPLEMENTED,
+    }
+)
+"""The server understood and said no; trying again would hear the same."""
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long nothing may happen. A transfer that moves is never ended for being slow."""
+
+    idle_seconds: float = 60.0
+    """Without a frame or an acknowledgement: the attempt is broken off and resumed."""
+    call_seconds: float = 30.0
+    """For one short call."""
+    poll_seconds: float = 75.0
+    """For a check-in, which the server answers within 45 seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """Who we are to the server, and the calls to it."""
+
+    stub: FederationStub
+    name: str
+    session: str
+    rng: random.Random = field(default_factory=random.Random)
+    sleep: Sleep = asyncio.sleep
+    patience: Patience = field(default_factory=Patience)
+
+    def backoff(self) -> Backoff:
+        """Return fresh delays for one piece of work."""
+        return Backoff(self.rng)
+
+    async def within_idle(self, step: Awaitable[Any]) -> Any:
+        """Await one step of a stream; raise TimeoutError when nothing came for too long."""
+        return await asyncio.wait_for(step, self.patience.idle_seconds)
+
+
+def raise_if_final(error: grpc.aio.AioRpcError, what: str) -> None:
+    """Raise TransferError with the server's words when another attempt would not help."""
+    if error.code() in FINAL:
+        raise TransferError(f"{what}: {error.details() or error.code().name}") from None

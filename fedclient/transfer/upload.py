@@ -1,0 +1,187 @@
+"""An update from its file to the server, resumed at the last acknowledged offset."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from structlog.stdlib import get_logger
+
+from fedclient.errors import TransferError
+from fedclient.outbox import Update
+from fedclient.transfer.peer import Peer, raise_if_final
+from fedclient.transfer.speed import LinkRecord
+from motley.wire import file_sha256, iter_frames
+from motley.wire.stubs import common_pb2, federation_pb2
+
+log = get_logger()
+
+
+class _BrokenStreamError(Exception):
+    """The stream ended without a receipt."""
+
+
+@dataclass
+class _Progress:
+    """When anything last moved; the attempt is broken off when nothing does."""
+
+    moved: float
+
+    def note(self) -> None:
+        self.moved = time.monotonic()
+
+
+async def upload(peer: Peer, update: Update, link: LinkRecord) -> federation_pb2.Receipt:
+    """Send an update until the server gives a receipt for it. Breaks are retried for ever.
+
+    Raises:
+        TransferError: the server will never take it (unknown task, wrong bytes, ...).
+    """
+    backoff, task_id, acknowledged = peer.backoff(), update.meta.task_id, -1
+    while True:
+        attempt = _Attempt(peer, update, link)
+        try:
+            return await attempt.run()
+        except grpc.aio.AioRpcError as error:
+            raise_if_final(error, f"the server does not take the update of task {task_id}")
+            if error.code() is grpc.StatusCode.DATA_LOSS:
+                await asyncio.to_thread(_check_file, update)
+            reason = error.details() or error.code().name
+        except (TimeoutError, asyncio.TimeoutError):
+            reason = f"nothing moved for {peer.patience.idle_seconds:g} s"
+        except _BrokenStreamError as error:
+            reason = str(error)
+        if attempt.acknowledged > acknowledged:
+            acknowledged = attempt.acknowledged
+            backoff.reset()
+        wait = backoff.next()
+        log.info(
+            "upload_interrupted",
+            task=task_id,
+            reason=reason,
+            acknowledged=max(acknowledged, 0),
+            retry_in=round(wait, 2),
+        )
+        await peer.sleep(wait)
+
+
+class _Attempt:
+    """One stream: open, go on at the acknowledged offset, frames, receipt."""
+
+    def __init__(self, peer: Peer, update: Update, link: LinkRecord) -> None:
+        self._peer, self._update, self._link = peer, update, link
+        self._progress = _Progress(time.monotonic())
+        self.acknowledged = 0
+
+    async def run(self) -> federation_pb2.Receipt:
+        call = self._peer.stub.Upload()
+        sender: asyncio.Task[None] | None = None
+        try:
+            await self._peer.within_idle(call.write(self._opening()))
+            reply = await self._read(call)
+            if reply.WhichOneof("kind") == "receipt":
+                return reply.receipt
+            offset = self._checked(reply.acknowledged)
+            started = time.monotonic()
+            log.info("upload_started", task=self._task_id, offset=offset, size=self._size)
+            sender = asyncio.create_task(self._send(call, offset))
+            receipt = await self._receipt(call)
+            self._link.uploaded(self._size - offset, time.monotonic() - started)
+            return receipt
+        except asyncio.InvalidStateError as error:  # written into a stream that had ended
+            raise await _status(call, error) from None
+        finally:
+            if sender is not None:
+                sender.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([sender])
+            call.cancel()
+
+    @property
+    def _task_id(self) -> str:
+        return self._update.meta.task_id
+
+    @property
+    def _size(self) -> int:
+        return self._update.meta.size
+
+    def _opening(self) -> federation_pb2.UploadMessage:
+        meta = self._update.meta
+        return federation_pb2.UploadMessage(
+            open=federation_pb2.UploadOpen(
+                name=self._peer.name,
+                session=self._peer.session,
+                task_id=meta.task_id,
+                payload=common_pb2.PayloadRef(sha256=bytes.fromhex(meta.sha256), size=meta.size),
+                samples=meta.samples,
+                metrics=dict(meta.metrics),
+                train_seconds=meta.train_seconds,
+                restarted=meta.restarted,
+            )
+        )
+
+    async def _receipt(self, call: Any) -> federation_pb2.Receipt:
+        while True:
+            reply = await self._read(call)
+            if reply.WhichOneof("kind") == "receipt":
+                return reply.receipt
+            self._checked(reply.acknowledged)
+
+    async def _read(self, call: Any) -> federation_pb2.UploadReply:
+        """Return the next reply; time runs out only while the sender does not move either."""
+        read = asyncio.ensure_future(call.read())
+        try:
+            while not read.done():
+                left = self._progress.moved + self._peer.patience.idle_seconds - time.monotonic()
+                if left <= 0:
+                    raise asyncio.TimeoutError
+                await asyncio.wait([read], timeout=left)
+        finally:
+            if not read.done():
+                read.cancel()
+        self._progress.note()
+        reply = read.result()
+        if reply is grpc.aio.EOF:
+            raise await _status(call, _BrokenStreamError("the stream ended without a receipt"))
+        return reply  # type: ignore[no-any-return]
+
+    async def _send(self, call: Any, offset: int) -> None:
+        """Write all frames. A broken stream shows at the reading side, which knows the status."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            for frame in iter_frames(self._update.payload, offset):
+                message = common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
+                await call.write(federation_pb2.UploadMessage(frame=message))
+                self._progress.note()
+            await call.done_writing()
+
+    def _checked(self, acknowledged: int) -> int:
+        if acknowledged > self._size:
+            raise TransferError(
+                f"the server acknowledged {acknowledged} bytes of {self._task_id}, which has "
+                f"{self._size}"
+            )
+        self.acknowledged = max(self.acknowledged, acknowledged)
+        return acknowledged
+
+
+def _check_file(update: Update) -> None:
+    """Raise TransferError when the bytes on the disk are not what was trained."""
+    if file_sha256(update.payload).hex() != update.meta.sha256:
+        raise TransferError(
+            f"the update of task {update.meta.task_id} was damaged on this device's disk; "
+            f"check the disk that holds {update.payload.parent}"
+        )
+
+
+async def _status(call: Any, otherwise: Exception) -> Exception:
+    """Return the error that a finished call stands for."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return _BrokenStreamError(str(otherwise))
+    return grpc.aio.AioRpcError(
+        code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    )

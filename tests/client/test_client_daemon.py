@@ -1,0 +1,212 @@
+"""The loop with a real training process: good tasks, bad tasks, kills, restarts."""
+
+from __future__ import annotations
+
+import pytest
+from client_cases import put_update, random_bytes
+from fake_server import FakeServer, run
+
+from fedclient.outbox import Outbox
+from motley.errors import WorkloadError
+from motley.wire.stubs import common_pb2 as pb
+
+pytestmark = pytest.mark.processes
+
+
+def plan(**settings: float) -> pb.Plan:
+    values = {"local_steps": 2, **settings}
+    return pb.Plan(
+        variant="linear",
+        up_bits=32,
+        down_bits=32,
+        iterations=6,
+        settings={
+            name: pb.Scalar(integer=v) if isinstance(v, int) else pb.Scalar(real=v)
+            for name, v in values.items()
+        },
+    )
+
+
+def test_a_task_goes_from_offer_to_receipt(options, daemon, linear_broadcast):
+    async def body():
+        server = await FakeServer().start()
+        task = server.offer(linear_broadcast, plan=plan())
+        async with daemon(options(server)) as desk:
+            await server.until(lambda: server.updates)
+            pid = desk.runner.pid
+            second = server.offer(linear_broadcast, plan=plan(), task_id="t-2", round=2)
+            await server.until(lambda: second.task_id in server.updates)
+            assert desk.runner.pid == pid, "the training process is reused"
+            await server.until(lambda: not list((desk.state.root / "outbox").iterdir()))
+        opened = server.opens[task.task_id]
+        assert opened.samples == 30
+        assert opened.metrics["peak_memory_bytes"] > 10**7
+        assert len(server.down_offsets) == 1, "the same broadcast was not fetched twice"
+        first = server.check_ins[0]
+        assert (first.capabilities.protocol, first.capabilities.wire) == (1, 1)
+        assert first.capabilities.workloads["linear"] == 3
+        assert first.capabilities.algorithms["fedavg"] == 1
+        assert "dense" in first.capabilities.encodings
+        assert first.profile.cores >= 1
+        assert first.session
+
+    run(body)
+
+
+def test_a_finished_model_is_kept_with_its_metrics(options, daemon, linear_broadcast):
+    async def body():
+        server = await FakeServer().start()
+        server.offer(linear_broadcast, plan=plan(), kind=pb.TASK_KIND_FINISH)
+        async with daemon(options(server)) as desk:
+            await server.until(lambda: server.reports)
+            models = desk.state.root / "models"
+            assert sorted(p.name for p in models.iterdir()) == [
+                "demo-run-1.json",
+                "demo-run-1.motley",
+            ]
+            folder = desk.state.root / "downloads"
+            await server.until(lambda: not list(folder.iterdir()))
+        assert server.reports[0].result.metrics["packed_bytes"] > 0
+
+    run(body)
+
+
+def test_an_evaluation_is_reported(options, daemon, linear_broadcast):
+    async def body():
+        server = await FakeServer().start()
+        server.offer(linear_broadcast, plan=plan(), kind=pb.TASK_KIND_EVALUATE, subject="global")
+        async with daemon(options(server)):
+            await server.until(lambda: server.reports)
+        assert 0 <= server.reports[0].result.metrics["accuracy"] <= 1
+
+    run(body)
+
+
+def test_an_unmapped_workload_names_the_option_to_use(options, daemon):
+    async def body():
+        server = await FakeServer().start()
+        server.offer(workload="speech")
+        async with daemon(options(server)):
+            await server.until(lambda: server.reports)
+            failure = server.reports[0].failure
+            await server.until(lambda: server.check_ins[-1].refusals)
+        assert (failure.code, failure.permanent) == (WorkloadError.code, True)
+        assert "--workload speech=module:object" in failure.message
+        assert "speech" in server.check_ins[-1].refusals["run-1"]
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "words"),
+    [("kill", "worker_died", "SIGKILL"), ("raise", "crash", "ValueError: a user's mistake")],
+)
+def test_a_task_that_dies_is_reported_and_the_next_one_works(
+    options, daemon, linear_broadcast, tmp_path, mode, code, words
+):
+    async def body():
+        server, mark = await FakeServer().start(), tmp_path / "mark"
+        mark.touch()
+        server.offer(linear_broadcast, plan=plan())
+        async with daemon(options(server, data=f"x?mode={mode}&mark={mark}")):
+            await server.until(lambda: server.reports)
+            failure = server.reports[0].failure
+            assert failure.code == code
+            assert words in failure.message
+            assert not failure.permanent
+            after = server.offer(linear_broadcast, plan=plan(), task_id="after")
+            await server.until(lambda: after.task_id in server.updates)
+
+    run(body)
+
+
+def test_a_memory_limit_ends_in_out_of_memory(options, daemon, linear_broadcast, tmp_path):
+    async def body():
+        server, mark = await FakeServer().start(), tmp_path / "mark"
+        mark.touch()
+        server.offer(linear_broadcast, plan=plan())
+        limited = options(server, data=f"x?mode=memory&mark={mark}", memory_limit=2 * 1024**3)
+        async with daemon(limited):
+            await server.until(lambda: server.reports)
+            failure = server.reports[0].failure
+            assert failure.code == "out_of_memory"
+            assert "--memory-limit 2048M" in failure.message
+            assert "MiB resident at its peak" in failure.message
+            assert server.check_ins[0].profile.memory_bytes <= 2 * 1024**3
+            mark.unlink()
+            after = server.offer(linear_broadcast, plan=plan(), task_id="after")
+            await server.until(lambda: after.task_id in server.updates)
+
+    run(body)
+
+
+def test_the_idle_training_process_is_ended(options, daemon, linear_broadcast):
+    async def body():
+        server = await FakeServer().start()
+        server.offer(linear_broadcast, plan=plan())
+        async with daemon(options(server, idle_seconds=0.05)) as desk:
+            await server.until(lambda: server.updates)
+            await server.until(lambda: desk.runner.pid is None)
+
+    run(body)
+
+
+def test_a_heartbeat_that_offers_another_task_ends_stale_training(
+    options, daemon, linear_broadcast, tmp_path
+):
+    async def body():
+        server, mark = await FakeServer().start(), tmp_path / "mark"
+        mark.touch()
+        server.offer(linear_broadcast, plan=plan())
+        fresh = server.offer(linear_broadcast, plan=plan(), task_id="fresh", round=2)
+        server.on_heartbeat = lambda: None if mark.exists() else fresh
+        hanging = options(server, data=f"x?mode=hang&mark={mark}")
+        async with daemon(hanging, heartbeat=0.05):
+            await server.until(lambda: "fresh" in server.updates)
+        assert set(server.updates) == {"fresh"}
+        assert not server.reports
+        assert any(request.working_on for request in server.check_ins)
+
+    run(body)
+
+
+def test_a_kept_update_is_sent_before_anything_else(options, daemon):
+    async def body():
+        server, content = await FakeServer().start(), random_bytes(300_000)
+        settings = options(server)
+        (settings.state / "outbox").mkdir(parents=True)
+        put_update(Outbox(settings.state / "outbox"), content, "task-before")
+        async with daemon(settings):
+            await server.until(lambda: len(server.check_ins) > 1)
+        assert server.updates["task-before"] == content
+        assert server.check_ins[0].working_on == "task-before"
+        assert server.check_ins[1].working_on == ""
+
+    run(body)
+
+
+def test_a_task_whose_update_is_kept_is_not_trained_again(options, daemon):
+    async def body():
+        server, content = await FakeServer().start(), random_bytes(5000)
+        async with daemon(options(server)) as desk:
+            put_update(desk.outbox, content, "task-1")
+            server.offer(task_id="task-1")
+            await server.until(lambda: server.updates)
+            assert desk.runner.pid is None
+
+    run(body)
+
+
+def test_the_daemon_waits_for_a_server_that_restarts(options, daemon, linear_broadcast):
+    async def body():
+        server = await FakeServer().start()
+        async with daemon(options(server)):
+            await server.until(lambda: server.check_ins)
+            await server.stop()
+            seen = len(server.check_ins)
+            await server.start()
+            await server.until(lambda: len(server.check_ins) > seen)
+            server.offer(linear_broadcast, plan=plan())
+            await server.until(lambda: server.updates)
+
+    run(body)

@@ -1,0 +1,188 @@
+"""Payloads over breaks, restarts and damage, against real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import grpc
+import pytest
+from client_cases import put_update, random_bytes
+from fake_server import FRAME, FakeServer, run
+
+from fedclient.desk import send
+from fedclient.errors import TransferError
+from fedclient.outbox import Outbox
+from fedclient.transfer.download import DAMAGED_ATTEMPTS, download
+from fedclient.transfer.peer import Patience
+from fedclient.transfer.speed import LinkRecord
+from fedclient.transfer.upload import upload
+from motley.wire.stubs import common_pb2
+
+SIZE = 50 * FRAME + 123
+
+
+def ref(payload: bytes) -> common_pb2.PayloadRef:
+    return common_pb2.PayloadRef(sha256=hashlib.sha256(payload).digest(), size=len(payload))
+
+
+def fetch(desk, payload: bytes):
+    target = desk.state.root / "downloads" / ref(payload).sha256.hex()
+    return download(desk.peer, ref(payload), "task-1", target, desk.link)
+
+
+def test_download_resumes_at_its_length_after_breaks(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload
+        server.break_after.extend([10 * FRAME, 7 * FRAME])
+        async with desk(options(server)) as made:
+            path = await fetch(made, payload)
+            assert path.read_bytes() == payload
+            assert server.down_offsets == [0, 10 * FRAME, 17 * FRAME]
+            assert made.link.speed.download > 0
+            await fetch(made, payload)
+            assert len(server.down_offsets) == 3, "a payload that is held is not fetched again"
+
+    run(body)
+
+
+def test_download_goes_on_after_a_restart_of_the_client(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload
+        async with desk(options(server)) as made:
+            partial = made.state.root / "downloads" / (ref(payload).sha256.hex() + ".part")
+            partial.write_bytes(payload[:9999])
+        async with desk(options(server)) as made:
+            assert (await fetch(made, payload)).read_bytes() == payload
+        assert server.down_offsets == [9999]
+
+    run(body)
+
+
+def test_a_partial_file_with_wrong_bytes_is_fetched_again(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload
+        async with desk(options(server)) as made:
+            partial = made.state.root / "downloads" / (ref(payload).sha256.hex() + ".part")
+            partial.write_bytes(bytes(500))
+            assert (await fetch(made, payload)).read_bytes() == payload
+        assert server.down_offsets == [500, 0]
+
+    run(body)
+
+
+def test_damaged_frames_are_asked_for_again_and_given_up_at_last(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload
+        server.damage_frames = 1
+        async with desk(options(server)) as made:
+            assert (await fetch(made, payload)).read_bytes() == payload
+            other = random_bytes(SIZE + 1)
+            server.payloads[ref(other).sha256] = other
+            server.damage_frames = 10**6
+            with pytest.raises(TransferError, match=f"damaged {DAMAGED_ATTEMPTS} times"):
+                await fetch(made, other)
+
+    run(body)
+
+
+def test_a_payload_the_server_does_not_have_ends_the_download(options, desk):
+    async def body():
+        server = await FakeServer().start()
+        async with desk(options(server)) as made:
+            with pytest.raises(TransferError, match="no such payload"):
+                await fetch(made, b"never announced")
+
+    run(body)
+
+
+def test_upload_resumes_at_the_acknowledged_offset(options, desk):
+    async def body():
+        server, content = await FakeServer().start(), random_bytes(3 * 1024**2 + 77)
+        server.break_after.extend([1_500_000, 700_001])
+        async with desk(options(server)) as made:
+            update = put_update(made.outbox, content)
+            assert await send(made, update)
+            assert server.updates["task-1"] == content
+            assert server.up_offsets == [0, 1_500_000, 2_200_001]
+            assert made.outbox.recover() == []
+            assert LinkRecord(made.state.root / "link.json").speed.upload > 0
+
+    run(body)
+
+
+def test_upload_survives_a_restart_of_the_server(options, desk):
+    async def body():
+        server, content = await FakeServer().start(), random_bytes(2 * 1024**2)
+        await server.stop()
+        async with desk(options(server)) as made:
+            update = put_update(made.outbox, content)
+            sending = asyncio.create_task(upload(made.peer, update, made.link))
+            await asyncio.sleep(0)
+            await server.start()
+            receipt = await sending
+            assert not receipt.duplicate
+            again = await upload(made.peer, update, made.link)
+            assert again.duplicate, "sent twice counts once"
+
+    run(body)
+
+
+@pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"])
+def test_a_final_refusal_drops_the_update(options, desk, status):
+    async def body():
+        server = await FakeServer(final=grpc.StatusCode[status]).start()
+        async with desk(options(server)) as made:
+            assert not await send(made, put_update(made.outbox, b"x" * 100))
+            assert made.outbox.recover() == []
+
+    run(body)
+
+
+def test_a_stream_that_stops_is_broken_off_after_the_idle_time(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload
+        healthy = FakeServer.Download
+
+        async def stuck_once(request, context):
+            if not server.down_offsets:
+                server.down_offsets.append(request.offset)
+                await asyncio.Event().wait()
+            async for frame in healthy(server, request, context):
+                yield frame
+
+        server.Download = stuck_once  # type: ignore[method-assign]
+        await server.stop()
+        await server.start()
+        async with desk(options(server)) as made:
+            object.__setattr__(made.peer, "patience", Patience(idle_seconds=0.2))
+            assert (await fetch(made, payload)).read_bytes() == payload
+        assert server.down_offsets == [0, 0]
+
+    run(body)
+
+
+def test_work_cut_short_is_removed_from_the_outbox(tmp_path):
+    outbox = Outbox(tmp_path)
+    outbox.prepare("half-done").write_bytes(b"only the update, no meta.json")
+    kept = put_update(outbox, b"whole", "done")
+    shorter = put_update(outbox, b"truncated", "damaged")
+    shorter.payload.write_bytes(b"trunc")
+    assert outbox.recover() == [kept]
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_an_update_that_the_disk_spoiled_is_not_sent_for_ever(options, desk):
+    async def body():
+        server = await FakeServer(final=grpc.StatusCode.DATA_LOSS).start()
+        async with desk(options(server)) as made:
+            update = put_update(made.outbox, random_bytes(5000))
+            update.payload.write_bytes(bytes(5000))
+            assert not await send(made, update)
+
+    run(body)
