@@ -57,10 +57,14 @@ def main() -> int:
         for name, text in stubs.items():
             (TARGET / name).write_text(text)
         return 0
-    stale = [n for n, t in stubs.items() if not (TARGET / n).is_file() or (TARGET / n).read_text() != t]
+    stale = [
+        n for n, t in stubs.items() if not (TARGET / n).is_file() or (TARGET / n).read_text() != t
+    ]
     stale += [p.name for p in TARGET.glob("*.py*") if p.name not in stubs]
     if stale:
-        print(f"stale stubs: {', '.join(sorted(stale))}; run `make stubs` and commit", file=sys.stderr)
+        print(
+            f"stale stubs: {', '.join(sorted(stale))}; run `make stubs` and commit", file=sys.stderr
+        )
         return 1
     print(f"{len(stubs)} stubs are fresh")
     return 0

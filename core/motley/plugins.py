@@ -64,7 +64,7 @@ def resolve(name: str, mappings: Mapping[str, str]) -> type[Workload]:
         raise WorkloadError(f"workload {name!r} maps to {target}, which fails: {error}") from error
     if not (inspect.isclass(found) and issubclass(found, Workload)):
         raise WorkloadError(
-            f"workload {name!r} maps to {target}, which is not a subclass of motley.workload.Workload"
+            f"workload {name!r} maps to {target}, which is no subclass of motley.workload.Workload"
         )
     return found
 

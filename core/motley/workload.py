@@ -81,11 +81,11 @@ class Variant:
     """Makes the model with freshly drawn parameters (seeded by the caller)."""
     quantized: tuple[str, ...] | None = None
     """Names of the tensors that low bit-widths apply to. None: every parameter of two or more
-    dimensions but the first and the last (QuPeD section 5: first and last layer in full precision)."""
+    dimensions but the first and the last (QuPeD, section 5)."""
 
 
 class Workload(ABC):
-    """Base of all workloads. Arguments of the constructor come from the run file as plain values."""
+    """Base of all workloads. The constructor takes plain values from the run file."""
 
     version: ClassVar[int] = 1
     """Raised when an update of one version cannot be mixed with another's."""

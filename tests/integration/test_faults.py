@@ -17,6 +17,10 @@ def closed_rounds(bench: Federation, run_id: str) -> int:
     return int(bench.show(run_id)["round"])
 
 
+def wait_for_round(bench: Federation, run_id: str, number: int) -> None:
+    until(lambda: closed_rounds(bench, run_id) >= number, f"{number} rounds close")
+
+
 def test_a_killed_client_comes_back_and_the_run_ends_the_same(tmp_path: Path) -> None:
     digests = []
     for disturbed in (False, True):
@@ -28,7 +32,7 @@ def test_a_killed_client_comes_back_and_the_run_ends_the_same(tmp_path: Path) ->
                 bench.client(f"c{index}", data(index))
             run_id = bench.submit(run(rounds=6))
             if disturbed:
-                until(lambda: closed_rounds(bench, run_id) >= 2, "two rounds close")
+                wait_for_round(bench, run_id, 2)
                 bench.kill("c0")
                 bench.client("c0", data(0))
             digests.append(bench.finished(run_id)["state"])
@@ -95,8 +99,10 @@ def test_a_second_client_of_a_name_is_refused(tmp_path: Path) -> None:
         other = tmp_path / "elsewhere"
         bench._start(
             "second",
-            ["fedclient.cli", "start", "--server", bench.address, "--name", "c0"]
-            + ["--state", str(other), "--data", data(0), "--insecure"],
+            [
+                *("fedclient.cli", "start", "--server", bench.address, "--name", "c0"),
+                *("--state", str(other), "--data", data(0), "--insecure"),
+            ],
         )
         assert bench.processes["second"].wait(60) == 3
         assert "another --name" in bench.log("second")

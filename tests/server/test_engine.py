@@ -43,7 +43,7 @@ def finish_round(bench: Bench, names: list[str], by: float = 0.1) -> None:
 
 
 def test_full_precision_round_is_the_weighted_mean(bench: Bench) -> None:
-    run_id, names = started(bench)
+    run_id, _ = started(bench)
     before = bench.broadcast(bench.task("c0"))
     first, second = moved(before, 0.5), moved(before, -0.25)
     # Order of arrival does not matter: c1 sends first.
@@ -316,7 +316,7 @@ def test_waiting_says_who_is_refused_and_why(bench: Bench) -> None:
 
 
 def test_sample_counts_are_capped(bench: Bench) -> None:
-    run_id, names = started(bench, 2, extra_clients="max_samples = 20")
+    run_id, _ = started(bench, 2, extra_clients="max_samples = 20")
     before = bench.broadcast(bench.task("c0"))
     bench.send("c0", moved(before, 1.0), samples=20)
     bench.send("c1", moved(before, -1.0), samples=10**9)

@@ -144,7 +144,7 @@ class Algorithm(ABC):
         quantized = member.units.quantized_units if member.bits != FULL_PRECISION else ()
         return Plan(
             variant=member.variant,
-            bits={unit: member.bits for unit in quantized},
+            bits=dict.fromkeys(quantized, member.bits),
             settings={**self.settings.model_dump(exclude_none=True), **member.settings},
             up_bits=member.up_bits,
             down_bits=member.down_bits,
@@ -156,9 +156,7 @@ class Algorithm(ABC):
         """Reduce an accepted update to the numbers that `coefficients` needs."""
         return {"samples": float(samples)}
 
-    def coefficients(
-        self, scalars: Mapping[str, Mapping[str, float]]
-    ) -> Mapping[str, Coefficient]:
+    def coefficients(self, scalars: Mapping[str, Mapping[str, float]]) -> Mapping[str, Coefficient]:
         """Return every counted client's weight. Default: equal weights."""
         return dict.fromkeys(scalars, 1.0)
 

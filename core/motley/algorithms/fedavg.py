@@ -46,9 +46,7 @@ class FedAvg(Algorithm):
         """Local iterations of one round, τ."""
         return self.settings.local_steps
 
-    def coefficients(
-        self, scalars: Mapping[str, Mapping[str, float]]
-    ) -> Mapping[str, Coefficient]:
+    def coefficients(self, scalars: Mapping[str, Mapping[str, float]]) -> Mapping[str, Coefficient]:
         """Weight clients by their (capped) samples, or equally."""
         if self.settings.weighting == "uniform":
             return dict.fromkeys(scalars, 1.0)

@@ -25,11 +25,11 @@ from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
 from motley.training.evaluation import evaluate
 from motley.wire import (
-    encode_dense,
     EncodedTensor,
     PayloadInfo,
     PayloadReader,
     TensorTable,
+    encode_dense,
     quantize_uniform,
     write_payload,
 )
@@ -237,7 +237,7 @@ def _encode_update(
         if not plan.sends_delta or values.dtype != np.float32:
             yield name, encode_dense(values)
             continue
-        delta = values - received[name]
+        delta = np.subtract(values, received[name])
         if plan.up_bits == FULL_PRECISION:
             yield name, encode_dense(delta)
         else:

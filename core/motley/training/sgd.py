@@ -7,18 +7,9 @@ from collections.abc import Callable
 import torch
 
 from motley.algorithms.base import ClientContext
-from motley.errors import TrainingError
 from motley.training.batches import Batches
 from motley.training.evaluation import to_torch
-
-
-def check_loss(loss: float, iteration: int) -> float:
-    """Return the loss; raise TrainingError when it is not finite."""
-    if not loss - loss == 0.0:
-        raise TrainingError(
-            f"the loss is {loss} at iteration {iteration}; lower this tier's learning rate"
-        )
-    return loss
+from motley.training.losses import mean_loss
 
 
 def local_sgd(
@@ -56,5 +47,4 @@ def local_sgd(
                 p.add_(direction, alpha=-learning_rate(iteration))
         losses.append(loss.detach())
         context.progress((step + 1) / steps)
-    mean = torch.stack(losses).double().mean().item()
-    return check_loss(mean, context.plan.iteration + steps - 1)
+    return mean_loss(losses, context.task)

@@ -1,0 +1,204 @@
+"""A client's personal state: plain named tensors between tasks, an `AlternatingModel` in one.
+
+| tensor | holds |
+|---|---|
+| `model/NAME` | a tensor of the model in full precision, buffers included |
+| `centres/NAME` | centres of a quantized tensor, [m] |
+| `sharpness/NAME` | its soft quantizer's constant P, [1] |
+| `longest/NAME` | the longest pull of its centres, [1] |
+| `codes/NAME` | in fine-tuning: the centre that each weight follows, uint8, in NAME's shape |
+| `penalty` | λ₀, float64 [1] |
+| `centre_updates` | updates of a centre that moved it, and all of them, int64 [2] |
+
+In full precision there are `model/` tensors alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from motley.errors import PlanError
+from motley.models.units import fresh_tensors, unit_table
+from motley.plan import FULL_PRECISION, Plan
+from motley.quantize.cells import nearest_cells
+from motley.quantize.codebooks import Codebooks, lay_out
+from motley.quantize.rules import CentreRules
+from motley.seeding import derive
+from motley.training.alternating import AlternatingModel
+from motley.training.flat import FlatModel
+from motley.workload import Variant
+
+Array = npt.NDArray[np.generic]
+Codes = npt.NDArray[np.uint8]
+Tensors = dict[str, Array]
+
+
+def initial_tensors(variant: Variant, name: str, run_seed: int) -> Tensors:
+    """Return x⁰, the same for every client of a variant, and w⁰ where the variant is the global."""
+    return fresh_tensors(variant, derive(run_seed, "init", name))
+
+
+def full_precision_state(tensors: Mapping[str, Array]) -> Tensors:
+    """Return the state of a model without quantized tensors."""
+    return {f"model/{name}": values for name, values in tensors.items()}
+
+
+def quantized_state(
+    tensors: Mapping[str, Array], counts: Mapping[str, int], rules: CentreRules
+) -> Tensors:
+    """Return the first state of a model with `counts[NAME]` centres for its quantized tensors."""
+    layers = lay_out([(name, tensors[name].size, count) for name, count in counts.items()])
+    flat = [torch.from_numpy(np.ascontiguousarray(tensors[name]).reshape(-1)) for name in counts]
+    codebooks = Codebooks.fresh(layers, torch.cat(flat).unsqueeze(0), rules)
+    return {**full_precision_state(tensors), **_codebook_tensors(codebooks)}
+
+
+def quantized_counts(variant: Variant, plan: Plan, override: int = 0) -> dict[str, int]:
+    """Return the number of centres of each tensor that the plan quantizes: 2^bits, or `override`.
+
+    Raises:
+        PlanError: the plan gives a bit-width to a unit that has no quantized tensor.
+    """
+    low = {unit: bits for unit, bits in plan.bits.items() if bits != FULL_PRECISION}
+    if not low:
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        table = unit_table(variant.build(), variant.quantized)
+    for unit in low:
+        if unit not in table.quantized_units:
+            raise PlanError(
+                f"the plan quantizes unit {unit!r} of variant {plan.variant!r}; "
+                f"its quantized units are {', '.join(table.quantized_units) or 'none'}"
+            )
+    return {
+        row.name: override or 2 ** low[row.unit]
+        for row in table
+        if row.quantized and row.unit in low
+    }
+
+
+def check_counts(state: Mapping[str, Array], plan: Plan, override: int = 0) -> None:
+    """Raise PlanError unless the state has the centres that the plan asks for."""
+    wanted = {u: override or 2**bits for u, bits in plan.bits.items() if bits != FULL_PRECISION}
+    found = {
+        name.rpartition(".")[0] or name: c.size for name, c in _under(state, "centres").items()
+    }
+    if wanted != found:
+        raise PlanError(
+            f"the plan asks for {wanted or 'no'} centres by unit, the personal state has "
+            f"{found or 'none'}; a client's bit-widths cannot change within a run"
+        )
+
+
+def first_records(penalty: float) -> Tensors:
+    """Return the tensors that hold λ₀ and the count of centre updates, at the start of a run."""
+    return {
+        "penalty": np.array([penalty], np.float64),
+        "centre_updates": np.zeros(2, np.int64),
+    }
+
+
+def open_state(
+    state: Mapping[str, Array], variant: Variant, rules: CentreRules, device: str
+) -> AlternatingModel:
+    """Return the model of a state, ready to be trained.
+
+    Raises:
+        UpdateError: the state's tensors are not those of the variant.
+    """
+    names = list(_under(state, "centres"))
+    model = FlatModel.build(variant, _under(state, "model"), device, names)
+    if not names:
+        return AlternatingModel(model, None, rules)
+    sizes = [(n, state[f"model/{n}"].size, state[f"centres/{n}"].size) for n in names]
+    joined = [
+        torch.from_numpy(np.concatenate(list(_under(state, kind).values()))).to(device).unsqueeze(0)
+        for kind in ("centres", "sharpness", "longest")
+    ]
+    codebooks = Codebooks(lay_out(sizes), *joined)
+    codes = _under(state, "codes")
+    if codes:
+        codebooks.freeze(
+            [torch.from_numpy(codes[n].reshape(1, -1).copy()).to(device) for n in names]
+        )
+    return AlternatingModel(model, codebooks, rules)
+
+
+def close_state(model: AlternatingModel, before: Mapping[str, Array]) -> Tensors:
+    """Return a model's new state; λ₀ and the update counts go on from the state `before`."""
+    codebooks = model.codebooks
+    if codebooks is None:
+        return full_precision_state(model.model.tensors())
+    tensors = model.model.tensors()
+    if not codebooks.frozen:
+        # What is deployed is the quantized model: its statistics are kept, not x's.
+        parameters = set(dict(model.model.module.named_parameters(remove_duplicate=False)))
+        statistics = model.quantized.tensors()
+        tensors.update((n, statistics[n]) for n in tensors if n not in parameters)
+    state = {**full_precision_state(tensors), **_codebook_tensors(codebooks)}
+    if codebooks.frozen:
+        for layer, codes in zip(codebooks.layers, codebooks.codes(), strict=True):
+            state[f"codes/{layer.name}"] = codes.cpu().numpy().reshape(tensors[layer.name].shape)
+    counted = before["centre_updates"].astype(np.int64)
+    counted += np.array([int(codebooks.moved), codebooks.updates])
+    return {
+        **state,
+        "penalty": before["penalty"],
+        "centre_updates": counted,
+    }
+
+
+def codes_and_centres(state: Mapping[str, Array]) -> dict[str, tuple[Codes, Array]]:
+    """Return each quantized tensor's codes (uint8, in its shape) and centres [m]."""
+    found = {}
+    for name, centres in _under(state, "centres").items():
+        weights = state[f"model/{name}"]
+        if f"codes/{name}" in state:
+            codes = state[f"codes/{name}"].astype(np.uint8)
+        else:
+            flat = torch.from_numpy(np.ascontiguousarray(weights).reshape(1, -1))
+            row = torch.from_numpy(centres.copy()).unsqueeze(0)
+            codes = nearest_cells(flat, row).codes().numpy().reshape(weights.shape)
+        found[name] = (codes, centres)
+    return found
+
+
+def deployed_tensors(state: Mapping[str, Array]) -> Tensors:
+    """Return the tensors of the personal model as it is used: Q_c(x), hard-quantized."""
+    tensors = _under(state, "model")
+    for name, (codes, centres) in codes_and_centres(state).items():
+        tensors[name] = centres[codes]
+    return tensors
+
+
+def mean_distance(state: Mapping[str, Array]) -> float:
+    """Return the mean of |x - Q_c(x)| over all quantized weights."""
+    total, count = 0.0, 0
+    for name, (codes, centres) in codes_and_centres(state).items():
+        apart = np.abs(np.subtract(state[f"model/{name}"], centres[codes], dtype=np.float64))
+        total, count = total + float(apart.sum()), count + apart.size
+    return total / count if count else 0.0
+
+
+def _under(state: Mapping[str, Array], kind: str) -> Tensors:
+    """Return the state's tensors of one kind by name, in order."""
+    prefix = f"{kind}/"
+    return {key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix)}
+
+
+def _codebook_tensors(codebooks: Codebooks) -> Tensors:
+    tensors: Tensors = {}
+    for number, layer in enumerate(codebooks.layers):
+        tensors[f"centres/{layer.name}"] = _row(codebooks.centres[:, layer.centres])
+        tensors[f"sharpness/{layer.name}"] = _row(codebooks.sharpness[:, number : number + 1])
+        tensors[f"longest/{layer.name}"] = _row(codebooks.bounds[:, number : number + 1])
+    return tensors
+
+
+def _row(values: torch.Tensor) -> Array:
+    array: Array = values[0].detach().cpu().numpy().copy()
+    return array
