@@ -26,11 +26,13 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 # grpcio-tools is pinned to the oldest supported version: stubs of newer ones refuse older
-# runtimes. Its wheels exist for Python 3.10 and 3.11 only, hence the search.
-$(STUBS)/.installed: Makefile
+# runtimes. Its wheels end at Python 3.11; a newer Python checks with the newest instead.
+$(STUBS)/.installed: proto/generate.py
 	@test -x $(STUBS)/bin/python || $(PYTHON) -m venv $(STUBS)
-	@$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  'grpcio-tools==1.49.1' 'setuptools<80'
+	@$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools<80' && \
+	if $(STUBS)/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; \
+	then wanted='grpcio-tools==1.49.1'; else wanted=grpcio-tools; fi && \
+	$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check "$$wanted"
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -108,6 +108,7 @@ class Bench:
         *names: str,
         session: str = "",
         tier: str = "",
+        memory: int = 2**30,
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """Let clients check in."""
@@ -123,7 +124,7 @@ class Bench:
                     workloads={"digits": 1},
                     encodings=("dense", "uniform", "codebook"),
                 ),
-                profile=Profile(cores=2, memory_bytes=2**30, tier=tier, labels=labels or {}),
+                profile=Profile(cores=2, memory_bytes=memory, tier=tier, labels=labels or {}),
             )
             if self.presence.arrive(arrival):
                 self.engine.enrol(arrival)

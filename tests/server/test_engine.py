@@ -363,3 +363,62 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "motley.sqlite").write_bytes(b"not a database, but long enough to be read" * 50)
     with pytest.raises(DataDirectoryError, match="not a database"):
         open_database(tmp_path)
+
+
+TIERS = """
+[[tiers]]
+name = "phone"
+when = { memory_gib_below = 2 }
+variant = "cnn1"
+bits = 1
+[[tiers]]
+name = "pc"
+variant = "cnn2"
+"""
+
+
+def test_profiles_choose_tiers_and_owners_may_name_one(bench: Bench) -> None:
+    bench.arrive("small", memory=2**30)
+    bench.arrive("large", memory=2**34)
+    bench.arrive("named", memory=2**34, tier="phone")
+    bench.arrive("unknown", memory=2**34, tier="toaster")
+    run_id = bench.submit(runfile(clients=4, sections=TIERS))
+    found = {c["name"]: (c["tier"], c["variant"]) for c in bench.record(run_id)["clients"]}
+    assert found == {
+        "small": ("phone", "cnn1"),
+        "large": ("pc", "cnn2"),
+        "named": ("phone", "cnn1"),
+        "unknown": ("pc", "cnn2"),
+    }
+    assert bench.task("small").plan.bits == {"conv2": 1, "fc1": 1, "fc2": 1}
+    assert bench.task("large").plan.bits == {}
+
+
+def test_client_sampling_follows_the_seed_alone(bench: Bench) -> None:
+    run_id, names = started(bench, 4, rounds=3, extra_clients="count = 2")
+    cohorts = []
+    for _ in range(3):
+        chosen = [name for name in names if bench.desk.next_task(name)]
+        cohorts.append(chosen)
+        finish_round(bench, chosen)
+    assert all(len(cohort) == 2 for cohort in cohorts)
+    from motley.seeding import numpy_generator
+
+    for number, cohort in enumerate(cohorts, start=1):
+        rng = numpy_generator(7, "select", "train", number, 0)
+        assert cohort == [names[i] for i in sorted(rng.choice(4, size=2, replace=False))]
+    record = bench.record(run_id)
+    assert record["finish_waiting"] == 4, "also those that were never sampled"
+
+
+def test_held_out_set_on_the_server(bench: Bench) -> None:
+    sections = '[evaluate]\nevery = 1\nheld_out = "digits"\n'
+    run_id, names = started(bench, 2, rounds=1, sections=sections)
+    finish_round(bench, names)
+    for name in names:
+        bench.desk.report_result(name, bench.task(name).task_id, {"accuracy": 0.5}, 0.1)
+    bench.settle()
+    metrics = bench.record(run_id)["history"][-1]["metrics"]
+    assert metrics["accuracy"] == 0.5
+    assert 0.0 <= metrics["held_out_accuracy"] <= 1.0
+    assert metrics["held_out_samples"] > 100
