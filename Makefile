@@ -31,8 +31,8 @@ $(STUBS)/.installed: proto/generate.py
 	@test -x $(STUBS)/bin/python || $(PYTHON) -m venv $(STUBS)
 	@$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools<80' && \
 	if $(STUBS)/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; \
-	then wanted='grpcio-tools==1.49.1'; else wanted=grpcio-tools; fi && \
-	$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check "$$wanted"
+	then wanted='grpcio-tools==1.49.1'; else wanted='grpcio-tools numpy'; fi && \
+	$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check $$wanted
 	@touch $@
 
 demo: $(VENV)/.installed
