@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from fedclient.errors import EXIT_LOCAL, ClientError, OptionError
-from fedclient.logs import LogFormat, configure
 from fedclient.options import (
     ClientOptions,
     check_memory_limit,
@@ -22,6 +21,7 @@ from fedclient.options import (
 )
 from motley import __version__
 from motley.errors import DataError, MotleyError, WorkloadError
+from motley.logs import LogFormat, configure
 
 app = typer.Typer(
     help="A Motley client: trains on this device's own data and takes part in a server's runs.",

@@ -13,7 +13,7 @@ import typer
 
 from motley import __version__
 from motley.errors import MotleyError, RunFileError
-from motley.logs import configure_logs
+from motley.logs import LogFormat, configure
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +54,9 @@ def serve(
     insecure_anywhere: Annotated[
         bool, typer.Option(help="Plain text also on addresses that others can reach.")
     ] = False,
-    log_format: Annotated[str, typer.Option(help="console or json.")] = "console",
+    log_format: Annotated[
+        LogFormat, typer.Option(help="For people or for machines.")
+    ] = LogFormat.CONSOLE,
     ready_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Written with the address once the server listens."),
@@ -65,7 +67,7 @@ def serve(
     from fedserver.serve import serve as run_server
     from motley.plugins import parse_mappings
 
-    configure_logs(log_format)
+    configure(log_format)
     if not (insecure or insecure_anywhere):
         raise MotleyError(
             "certificates do not exist yet, so traffic is plain text: say --insecure to accept that"

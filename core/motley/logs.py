@@ -1,20 +1,27 @@
-"""Structured logs: events with fields, for people on a console or as JSON lines."""
+"""Structured logs of both daemons: events with fields on standard error, for people or as JSON."""
 
 from __future__ import annotations
 
+import logging
 import sys
+from enum import Enum
 
 import structlog
 
-from motley.errors import MotleyError
+
+class LogFormat(str, Enum):
+    """How events are written."""
+
+    CONSOLE = "console"
+    JSON = "json"
 
 
-def configure_logs(style: str) -> None:
-    """Send structlog events to stderr, `console` or `json`; raise MotleyError on another style."""
-    if style not in ("console", "json"):
-        raise MotleyError(f"--log-format {style!r}: expected console or json")
-    renderer: structlog.types.Processor = structlog.processors.JSONRenderer()
-    if style == "console":
+def configure(log_format: LogFormat) -> None:
+    """Write events of level INFO and above to standard error."""
+    renderer: structlog.typing.Processor
+    if log_format is LogFormat.JSON:
+        renderer = structlog.processors.JSONRenderer()
+    else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[
@@ -23,6 +30,7 @@ def configure_logs(style: str) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

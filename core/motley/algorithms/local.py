@@ -6,7 +6,7 @@ proximal steps on weights and centres; `motley.training.alternating` holds the s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -40,7 +40,7 @@ class AlternatingSettings(LocalSettings):
     centre_rate: float = Field(default=1e-4, ge=0)
     mode: Mode = "hard"
     """Quantizer in training."""
-    penalty: float | Literal["auto"] = "auto"
+    penalty: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """λ₀, with the ½ inside R (twice the released code's); it grows by λ₀ an epoch. "auto" sets it
     by the practical rule of `Schedule.practical_penalty`."""
     centre_step: CentreStep = "linear"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-MOST_MASKED = 16
+MOST_MASKED = 8
 """Centres up to which cells are kept as float masks; beyond, one index a weight is smaller."""
 
 
