@@ -7,8 +7,10 @@ the demo's run files. The digits are shared out to six clients, four classes and
 samples each; what is left of a client's share is its test set. A seed sets the partition, initial
 models and batches. Accuracy is that of each client's deployed model (hard-quantized, after the last
 round; no round is chosen by its accuracy), averaged over clients. Training alone takes the same
-steps at the same bit-widths with a learning rate of its own. Settings were chosen on seeds 100 to
-102 and are reported on seeds 0 to 4.
+steps at the same bit-widths with a learning rate of its own. QuPeD's settings were chosen on
+seeds 100 to 102 and are reported on seeds 0 to 4. Alone, rates of 0.1 to 0.5 were tried on seeds
+100 to 108: from 0.3 on whole clients diverge, 0.1 and 0.2 are about equal. Of these two the one
+that does better alone on the reported seeds is taken, which makes the gain the smaller.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ CLIENTS = 6
 ROUNDS = 100
 COMMON: dict[str, Scalar] = {"local_steps": 10, "batch_size": 20, "iterations_per_epoch": 20}
 SETTINGS: dict[str, dict[str, Scalar]] = {
-    "quped": {**COMMON, "learning_rate": 0.3, "shared_rate": 1.0, "distillation": 0.25},
-    "local": {**COMMON, "learning_rate": 0.3},
+    "quped": {**COMMON, "learning_rate": 0.3, "shared_rate": 0.5, "distillation": 0.4},
+    "local": {**COMMON, "learning_rate": 0.2},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from toy import Toy, context, first_broadcast, member
 from motley.algorithms.base import Tensors
 from motley.algorithms.local import Local
 from motley.algorithms.quped import QuPeD
+from motley.models.mlp import MLP
 from motley.plan import FULL_PRECISION
 from motley.training.batches import Batches
 from motley.workload import DataSpec
@@ -128,3 +131,34 @@ def test_training_alone_is_algorithm_1(bits: int) -> None:
     assert trained.update == {}
     assert trained.personal is not None
     check(trained.personal, {}, client)
+
+
+@pytest.mark.parametrize(
+    ("bits", "mode", "frozen", "expected"),
+    [
+        (1, "hard", 0.0, (5, 3)),
+        (1, "soft", 0.0, (6, 4)),
+        (1, "hard", 1.0, (3, 2)),
+        (FULL_PRECISION, "hard", 0.0, (3, 2)),
+    ],
+)
+def test_passes_of_an_iteration(
+    monkeypatch: pytest.MonkeyPatch, bits: int, mode: str, frozen: float, expected: tuple[int, int]
+) -> None:
+    """Count (forward, backward) passes: w once with its graph, x and Q(x) before and after."""
+    quped = QuPeD.configure({**SETTINGS, "mode": mode, "finetune_fraction": frozen})
+    forward, backward = [], []
+    gradient, call = torch.autograd.grad, MLP.forward
+
+    def counted_gradient(*arguments: Any, **options: Any) -> Any:
+        backward.append(1)
+        return gradient(*arguments, **options)
+
+    def counted_call(self: MLP, x: torch.Tensor) -> torch.Tensor:
+        forward.append(1)
+        return call(self, x)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted_gradient)
+    monkeypatch.setattr(MLP, "forward", counted_call)
+    quped.train(context(quped, member(bits), 1, 1), first_broadcast(), None)
+    assert (len(forward), len(backward)) == (expected[0] * STEPS, expected[1] * STEPS)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federation import Federation, federation, until
-from test_faults import wait_for_round
+from test_fault_processes import wait_for_round
 
 from motley.wire import Codebook, PayloadReader
 

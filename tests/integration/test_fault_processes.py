@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation, federation, until
-from test_fedavg import data, run
+from test_fedavg_processes import data, run
 
 pytestmark = pytest.mark.processes
 

@@ -1,0 +1,281 @@
+"""The pages say what the code says: fields, settings, records, examples, links, rooms."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import Bench, moved, runfile
+from pydantic import BaseModel
+
+from fedserver.cli import app
+from fedserver.rounds.view import list_clients, list_runs
+from motley.algorithms import registry
+from motley.runfile import RunFile, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return a page's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def named(text: str) -> set[str]:
+    """Return everything that stands in backticks outside of fenced blocks."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    return set(re.findall(r"`([^`\n]+)`", prose))
+
+
+# --- run-file.md ---------------------------------------------------------------------------------
+
+
+def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield a model and all models that its fields hold."""
+    yield model
+    for field in model.model_fields.values():
+        found = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for kind in found:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from sections(kind)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [*sections(RunFile), *(registry.find(name).settings_type for name in registry.names())],
+    ids=lambda model: model.__name__,
+)
+def test_every_field_of_a_run_file_is_explained(model: type[BaseModel]) -> None:
+    words = named(page("run-file.md"))
+    headings = re.findall(r"\[+(\w+)\]+", page("run-file.md"))
+    missing = set(model.model_fields) - words - set(headings)
+    assert not missing, f"docs/run-file.md does not name {sorted(missing)} of {model.__name__}"
+
+
+def test_every_section_of_a_run_file_is_found() -> None:
+    found = {model.__name__ for model in sections(RunFile)}
+    assert {"Run", "Clients", "Evaluate", "Tier", "When"} <= found
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_settings_in_the_page_exist_and_have_their_defaults(name: str) -> None:
+    """Check rows `| name | type | default | meaning |` of the algorithm's own settings."""
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", page("run-file.md"), flags=re.M)
+    fields = registry.find(name).settings_type.model_fields
+    for field, default in rows:
+        if field in fields:
+            expected = fields[field].default
+            if field == "batch_size":
+                expected = 25  # when batches_per_pass is not given either
+            if expected is None:
+                assert default == "–", field
+            else:
+                assert default.strip('`"').lower() == str(expected).lower(), field
+
+
+def test_the_example_of_a_run_file_is_valid() -> None:
+    examples = blocks(page("run-file.md"), "toml")
+    assert len(examples) == 1
+    example = parse(examples[0])
+    unused = set(RunFile.model_fields) - example.model_fields_set
+    assert not unused, f"the complete example leaves out {unused}"
+
+
+# --- control.md ----------------------------------------------------------------------------------
+
+
+def keys(record: Any, data: tuple[str, ...]) -> set[str]:
+    """Return the field names of a record; what is under a name in `data` has no fixed names."""
+    if isinstance(record, list):
+        return set().union(*(keys(item, data) for item in record))
+    if not isinstance(record, dict):
+        return set()
+    found = set(record)
+    for name, value in record.items():
+        if name in data:
+            continue
+        # `clients` of a round is keyed by client name; of a run it is a list.
+        inner = value.values() if name == "clients" and isinstance(value, dict) else [value]
+        found |= set().union(*(keys(item, data) for item in inner))
+    return found
+
+
+def test_every_field_of_a_record_is_explained(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.arrive("a", "b")
+    run = bench.submit(runfile(rounds=2, sections="[evaluate]\nevery = 2"))
+    for client in ("a", "b"):
+        task = bench.task(client)
+        bench.send(client, moved(bench.broadcast(task), 0.1), task=task)
+    bench.settle()
+    record = bench.record(run)
+    assert record["history"]
+    assert record["current"]
+    free = ("metrics", "labels", "libraries", "workloads", "bits")
+    fields = keys(record, free) | keys(list_runs(bench.engine), free)
+    fields |= keys(list_clients(bench.engine), free)
+    missing = fields - named(page("control.md"))
+    assert not missing, f"docs/control.md does not name {sorted(missing)}"
+
+
+def test_every_command_and_option_is_explained() -> None:
+    from typer.main import get_command
+
+    text = page("control.md")
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        assert re.search(rf"`{name}\b", text), f"docs/control.md does not name `{name}`"
+        for option in command.params:
+            for word in option.opts:
+                if word.startswith("--"):
+                    assert word in text, f"docs/control.md does not name {word} of {name}"
+
+
+def test_every_option_of_a_client_is_explained() -> None:
+    from typer.main import get_command
+
+    from fedclient.cli import app as client
+
+    text = page("operations.md")
+    commands: dict[str, Any] = get_command(client).commands  # type: ignore[attr-defined]
+    options = [word for option in commands["start"].params for word in option.opts]
+    missing = [word for word in options if f"`{word}" not in text]
+    assert not missing, f"docs/operations.md does not name {missing}"
+
+
+# --- workloads.md --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file", "language"), [("tumours.py", "python"), ("run.toml", "toml")])
+def test_the_example_workload_is_the_one_in_the_page(file: str, language: str) -> None:
+    source = (ROOT / "examples" / "own_workload" / file).read_text()
+    assert source in blocks(page("workloads.md"), language), f"copy {file} into the page again"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda p: p.name)
+def test_run_files_among_the_examples_are_valid(path: Path) -> None:
+    parse(path.read_text(), path.name)
+
+
+# --- operations.md -------------------------------------------------------------------------------
+
+
+def test_messages_in_the_troubleshooting_table_are_those_of_the_code() -> None:
+    """Check each message by its longest literal part; f-string fields stand as `...`."""
+    texts = re.sub(r"\s+", " ", " ".join(literals()))
+    table = page("operations.md").partition("## Troubleshooting")[2].partition("## Sizing")[0]
+    rows = re.findall(r"^\| (`.+?) \|", table, flags=re.M)
+    assert len(rows) > 15
+    for message in (word for row in rows for word in re.findall(r"`([^`]+)`", row)):
+        parts = re.split(r"\.\.\.|'|\d+", message)
+        longest = max(parts, key=len).strip()
+        assert longest in texts, f"no message holds {longest!r}"
+
+
+def literals() -> Iterator[str]:
+    """Yield the literal texts of all modules, adjacent ones joined."""
+    for folder in ("core/motley", "fedserver", "fedclient"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+# --- links and tests that pages name -------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", prose, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_resolve(path: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        found = (path.parent / target).resolve() if target else path
+        assert found.exists(), f"{path.name} links to {link}, which is not there"
+        if anchor:
+            assert anchor in anchors(found), f"{path.name} links to {link}: no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_exist(path: Path) -> None:
+    folders = "benchmarks|core|docs|examples|fedserver|fedclient|proto|tests"
+    for word in named(path.read_text()):
+        if re.fullmatch(rf"({folders})/[\w./-]+\.(py|md|toml|proto)", word):
+            assert (ROOT / word).exists(), f"{path.name} names {word}, which is not there"
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "adr").glob("*.md")), ids=lambda p: p.stem)
+def test_a_decision_is_short_and_complete(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith(f"# {path.name[:4]}: ")
+    assert len(text.splitlines()) < 40
+    for heading in ("Context", "Decision", "Consequence"):
+        assert f"\n## {heading}\n" in text
+
+
+# --- architecture.md: the rooms ------------------------------------------------------------------
+
+FORBIDDEN = {
+    "core/motley": {"fedserver", "fedclient"},
+    "fedserver": {"fedclient"},
+    "fedclient": {"fedserver"},
+    "fedserver/rounds": {"grpc", "fedserver.service"},
+    "core/motley/wire": {
+        f"motley.{room}"
+        for room in ("algorithms", "execution", "models", "quantize", "training", "workload")
+    }
+    | {"torch"},
+    "core/motley/quantize": {"motley.algorithms", "motley.training", "motley.wire", "grpc"},
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_rooms_import_what_they_may(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        for module in imported(path):
+            for forbidden in FORBIDDEN[room]:
+                inside = module == forbidden or module.startswith(f"{forbidden}.")
+                assert not inside, f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_the_server_imports_no_torch() -> None:
+    code = (
+        "import pkgutil, sys, fedserver\n"
+        "from motley.algorithms import registry\n"
+        "for module in pkgutil.walk_packages(fedserver.__path__, 'fedserver.'):\n"
+        "    __import__(module.name)\n"
+        "for name in registry.names():\n"
+        "    registry.find(name)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
