@@ -20,7 +20,6 @@ log = get_logger()
 
 PROTOCOL = 1
 GOODBYE_SECONDS = 1.0
-MOST_REFUSALS = 64
 CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -56,7 +55,6 @@ class Connection:
 
     def __init__(self, peer: Peer, device: Device, link: LinkRecord) -> None:
         self._peer, self._device, self._link = peer, device, link
-        self._refusals: dict[str, str] = {}
         self._capabilities = common_pb2.Capabilities(
             protocol=PROTOCOL,
             wire=WIRE_VERSION,
@@ -65,12 +63,6 @@ class Connection:
             encodings=list(ENCODING_NAMES),
             software=__version__,
         )
-
-    def refuse(self, run_id: str, reason: str) -> None:
-        """Remember why this client cannot take part in a run; check-ins say it."""
-        self._refusals[run_id] = reason
-        while len(self._refusals) > MOST_REFUSALS:
-            del self._refusals[next(iter(self._refusals))]
 
     async def check_in(self, working_on: str = "") -> federation_pb2.CheckInReply:
         """Ask for a task, or say that one is in hand.
@@ -136,5 +128,4 @@ class Connection:
             capabilities=self._capabilities,
             profile=self._device.profile(self._link.speed),
             working_on=working_on,
-            refusals=self._refusals,
         )

@@ -162,8 +162,6 @@ class Assignment:
     async def _fail(self, code: str, message: str, *, permanent: bool = False) -> bool:
         self.phase = Phase.SENDING
         self._log.error("task_failed", code=code, message=message, permanent=permanent)
-        if permanent:
-            self._desk.connection.refuse(self.task.run_id, message)
         failure = _failure(code, message, permanent)
         await self._desk.connection.report(self.task.task_id, failure=failure)
         return False

@@ -106,7 +106,7 @@ def follow(records: Iterable[dict[str, Any]]) -> str:
         for record in records:
             status = record["status"]
             for entry in record["history"]:
-                console.print(_line(record, entry), highlight=False)
+                console.print(_line(record, entry), highlight=False, soft_wrap=True)
         console.print(f"run {record['name']} is {status} {record['reason']}".rstrip())
         return status
     with Live(console=console, refresh_per_second=8) as live:

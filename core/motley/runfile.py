@@ -127,7 +127,8 @@ class Evaluate(_Section):
 
     every: int = Field(default=0, ge=0)
     """After every so many rounds, and after the last; 0: never."""
-    subject: Literal["global", "personal"] = "global"
+    subject: Literal["", "global", "personal"] = ""
+    """Which model; "": the personal one where the method keeps one, else the global one."""
     fraction: float = Field(default=1.0, gt=0, le=1)
     deadline_seconds: float = Field(default=600.0, gt=0)
     held_out: str = ""
@@ -197,7 +198,7 @@ def parse(text: str, source: str = "run file") -> RunFile:
     except ValidationError as error:
         faults = describe(error, RunFile)
     if runfile is not None:
-        faults = _settings_faults(runfile)
+        faults = [*_settings_faults(runfile), *_method_faults(runfile)]
     if faults or runfile is None:
         raise RunFileError(f"{source} is not valid:\n  " + "\n  ".join(faults))
     return runfile
@@ -219,6 +220,26 @@ def _settings_faults(runfile: RunFile) -> list[str]:
         except ValidationError as error:
             faults += describe(error, algorithm.settings_type, place)
     return list(dict.fromkeys(faults))
+
+
+def _method_faults(runfile: RunFile) -> list[str]:
+    """Check what only some methods can do: personal models, tiers with models of their own."""
+    faults = []
+    name, subject = runfile.run.algorithm, runfile.evaluate.subject
+    algorithm = registry.find(name)
+    if subject == "global" and not algorithm.has_global_model:
+        faults.append(f'evaluate.subject: {name} has no global model; expected "personal"')
+    if subject == "personal" and not algorithm.keeps_personal_state:
+        faults.append(f'evaluate.subject: {name} has no personal models; expected "global"')
+    if not algorithm.tiers_choose_models:
+        for tier in runfile.tiers:
+            if tier.variant or tier.bits != FULL_PRECISION:
+                faults.append(
+                    f"tiers.{tier.name}: {name} trains the global model on all devices, so variant "
+                    f"and bits have no place here; run.global_variant names the model, and up_bits "
+                    f"and down_bits make it small on the wire"
+                )
+    return faults
 
 
 def describe(error: ValidationError, model: type[BaseModel], place: str = "") -> list[str]:

@@ -307,6 +307,11 @@ class Engine:
         if not init:
             return ""
         path = Path(init)
+        if not init.startswith("run:") and not path.is_absolute():
+            raise RunFileError(
+                f"run.init: {init!r} is a relative path, and the server does not run where you do; "
+                f"give an absolute one, or run:NAME"
+            )
         if init.startswith("run:"):
             row = self.find(tx, init.removeprefix("run:"))
             if not row.state:

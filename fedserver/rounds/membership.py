@@ -6,6 +6,7 @@ from fedserver.rounds.context import RunContext
 from fedserver.rounds.presence import Arrival, Profile
 from motley.plan import FULL_PRECISION
 from motley.runfile import Tier, When
+from motley.wire import VERSION as WIRE_VERSION
 
 GIB = 1024**3
 
@@ -17,6 +18,11 @@ def refusal(context: RunContext, arrival: Arrival) -> str:
     operator and sent to the client.
     """
     caps, runfile = arrival.capabilities, context.runfile
+    if caps.wire < WIRE_VERSION:
+        return (
+            f"the device reads payloads up to version {caps.wire}, the run sends version "
+            f"{WIRE_VERSION}; update motley-fl on it"
+        )
     method, workload = runfile.run.algorithm, runfile.workload.name
     for key, value in runfile.clients.labels.items():
         if arrival.profile.labels.get(key) != value:

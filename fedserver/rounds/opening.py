@@ -184,5 +184,5 @@ def needs_broadcast(context: RunContext, kind: str) -> bool:
     if kind == "train":
         return True
     if kind == "evaluate":
-        return context.runfile.evaluate.subject == "global" or not algorithm.keeps_personal_state
+        return algorithm.evaluated_model(context.runfile.evaluate.subject) == "global"
     return not algorithm.keeps_personal_state

@@ -86,6 +86,9 @@ def _evaluation_is_due(tx: Connection, run: Any, context: RunContext) -> bool:
     if not every or run.round == 0 or (run.round % every and run.round < run.rounds):
         return False
     done = select(rounds.c.id).where(
-        rounds.c.run == run.id, rounds.c.round == run.round, rounds.c.kind == "evaluate"
+        rounds.c.run == run.id,
+        rounds.c.round == run.round,
+        rounds.c.kind == "evaluate",
+        rounds.c.status != "abandoned",
     )
     return tx.execute(done).first() is None

@@ -91,6 +91,7 @@ class TaskDesk:
             left = max(0.001, engine.deadlines[row.round_id] - engine.clock.monotonic())
         size = engine.payload_path(row.payload).stat().st_size if row.payload else 0
         has_global = context.algorithm.has_global_model
+        subject = context.algorithm.evaluated_model(runfile.evaluate.subject)
         return TaskSpec(
             task_id=row.id,
             kind=TaskKind(row.kind),
@@ -110,7 +111,7 @@ class TaskDesk:
             base_version=detail["base_version"],
             fresh_if_lost=runfile.run.on_lost_state == "restart",
             seconds_left=left,
-            subject=runfile.evaluate.subject if row.kind == "evaluate" else "",
+            subject=subject if row.kind == "evaluate" else "",
             global_variant=context.prepared.global_variant if has_global else "",
             threads=detail["threads"],
         )

@@ -62,7 +62,9 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
 
 
 def has_ended(record: dict[str, Any]) -> bool:
-    """Return whether a run's record will not change any more by itself."""
+    """Return whether a run's record will not change any more by itself; a paused one waits."""
+    if record["status"] == "paused":
+        return True
     return record["status"] in ENDED and not (
         record["status"] == "finished" and record["finish_waiting_present"]
     )

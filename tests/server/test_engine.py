@@ -300,6 +300,8 @@ def test_init_from_another_run(bench: Bench) -> None:
     with pytest.raises(UnknownRunError, match="nothing"):
         bench.engine.submit(text.replace("run:test", "run:nothing"), "test")
     with pytest.raises(RunFileError, match="not a file"):
+        bench.engine.submit(text.replace("run:test", "/nowhere.motley"), "test")
+    with pytest.raises(RunFileError, match="relative path"):
         bench.engine.submit(text.replace("run:test", "nowhere.motley"), "test")
 
 
@@ -382,7 +384,7 @@ def test_profiles_choose_tiers_and_owners_may_name_one(bench: Bench) -> None:
     bench.arrive("large", memory=2**34)
     bench.arrive("named", memory=2**34, tier="phone")
     bench.arrive("unknown", memory=2**34, tier="toaster")
-    run_id = bench.submit(runfile(clients=4, sections=TIERS))
+    run_id = bench.submit(runfile(clients=4, sections=TIERS).replace("fedavg", "quped"))
     found = {c["name"]: (c["tier"], c["variant"]) for c in bench.record(run_id)["clients"]}
     assert found == {
         "small": ("phone", "cnn1"),

@@ -112,11 +112,17 @@ class Algorithm(ABC):
     settings_type: ClassVar[type[Settings]]
     keeps_personal_state: ClassVar[bool] = False
     """Whether a client's model and centres stay on the device between rounds."""
+    tiers_choose_models: ClassVar[bool] = False
+    """Whether a tier's variant and bit-width apply: clients train models of their own."""
     has_global_model: ClassVar[bool] = True
     """False for training alone: rounds then synchronise nothing."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+
+    def evaluated_model(self, subject: str) -> str:
+        """Return "global" or "personal" for what a run file says to evaluate ("": by method)."""
+        return subject or ("personal" if self.keeps_personal_state else "global")
 
     @classmethod
     def configure(cls, values: Mapping[str, Scalar]) -> Algorithm:

@@ -104,6 +104,7 @@ class Local(Algorithm):
     name: ClassVar[str] = "local"
     settings_type: ClassVar[type[Settings]] = AlternatingSettings
     keeps_personal_state: ClassVar[bool] = True
+    tiers_choose_models: ClassVar[bool] = True
     has_global_model: ClassVar[bool] = False
     settings: AlternatingSettings
 

@@ -24,29 +24,20 @@ class CheckInReply(_message.Message):
     def __init__(self, task: _Optional[_Union[_common_pb2.Task, _Mapping]] = ..., retry_after_seconds: _Optional[float] = ..., server_software: _Optional[str] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CheckInRequest(_message.Message):
-    __slots__ = ["capabilities", "leaving", "name", "profile", "refusals", "session", "working_on"]
-    class RefusalsEntry(_message.Message):
-        __slots__ = ["key", "value"]
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    __slots__ = ["capabilities", "leaving", "name", "profile", "session", "working_on"]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
-    REFUSALS_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     WORKING_ON_FIELD_NUMBER: _ClassVar[int]
     capabilities: _common_pb2.Capabilities
     leaving: bool
     name: str
     profile: _common_pb2.DeviceProfile
-    refusals: _containers.ScalarMap[str, str]
     session: str
     working_on: str
-    def __init__(self, name: _Optional[str] = ..., session: _Optional[str] = ..., capabilities: _Optional[_Union[_common_pb2.Capabilities, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., working_on: _Optional[str] = ..., refusals: _Optional[_Mapping[str, str]] = ..., leaving: bool = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., session: _Optional[str] = ..., capabilities: _Optional[_Union[_common_pb2.Capabilities, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., working_on: _Optional[str] = ..., leaving: bool = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ["name", "offset", "session", "sha256", "task_id"]
