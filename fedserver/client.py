@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +28,10 @@ class Operator:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._channel = grpc.insecure_channel(f"unix:{control_socket(root).resolve()}")
+        self._channel = grpc.insecure_channel(
+            f"unix:{control_socket(root).resolve()}",
+            options=[("grpc.max_receive_message_length", -1)],  # records of long runs are long
+        )
         self._stub = control_pb2_grpc.ControlStub(self._channel)
 
     def __enter__(self) -> Operator:
@@ -44,6 +48,9 @@ class Operator:
             raise self._translate(error) from None
 
     def _translate(self, error: grpc.RpcError) -> ControlError:
+        socket = control_socket(self._root)
+        if socket.exists() and not os.access(socket, os.R_OK | os.W_OK):
+            return ControlError(f"{socket} belongs to another user; ask the server's owner")
         if error.code() == grpc.StatusCode.UNAVAILABLE:
             return ControlError(
                 f"no server answers for data directory {self._root}; start one with "

@@ -53,6 +53,12 @@ class AddressError(MotleyError):
     code = "address"
 
 
+class AggregationError(MotleyError):
+    """Counted updates do not fold into a model."""
+
+    code = "aggregation"
+
+
 class PreparationError(MotleyError):
     """The initial model of a run could not be made."""
 

@@ -19,21 +19,39 @@ from motley.errors import MotleyError
 from motley.plugins import create
 from motley.seeding import derive
 
+LONGEST_SECONDS = 3600.0
+_CHILDREN: set[subprocess.Popen[str]] = set()
+
 
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job in a fresh child; raise PreparationError with the child's own words."""
-    child = subprocess.run(
+    child = subprocess.Popen(
         [sys.executable, "-m", "fedserver.model_process"],
-        input=json.dumps(job),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
     )
+    _CHILDREN.add(child)
+    try:
+        output, errors = child.communicate(json.dumps(job), timeout=LONGEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise PreparationError(f"{job['kind']} took over {LONGEST_SECONDS:.0f} s") from None
+    finally:
+        child.kill()
+        _CHILDREN.discard(child)
     if child.returncode != 0:
-        lines = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+        lines = errors.strip().splitlines() or [f"exit status {child.returncode}"]
         raise PreparationError(lines[-1])
-    result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
+
+
+def end_children() -> None:
+    """Kill the children that run; their jobs are done again at the next start."""
+    for child in list(_CHILDREN):
+        child.kill()
 
 
 def prepare(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import resource
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,6 +81,7 @@ async def serve(
     Raises:
         DataDirectoryError, AddressError: nothing was started.
     """
+    _allow_many_files()
     lock = lock_directory(root)
     payloads = PayloadStore(root)
     sql = open_database(root)
@@ -101,6 +103,9 @@ async def serve(
         servers.append(client_port)
         servers.append(_control_server(root, ControlService(engine, driver, database, payloads)))
         await database(engine.recover)
+        payloads.forget_incoming(
+            task_id for ids in engine.tasks_in_hand().values() for task_id in ids
+        )
         for server in servers:
             await server.start()
         log.info("serving", address=bound, data=str(root), version=__version__)
@@ -118,6 +123,13 @@ async def serve(
         sql.dispose()
         control_socket(root).unlink(missing_ok=True)
         lock.close()
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files as far as it goes: a fold opens every counted update."""
+    with contextlib.suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _client_server(address: str, service: FederationService) -> tuple[grpc.aio.Server, str]:

@@ -22,7 +22,7 @@ else:
     import tomli as tomllib
 
 Bits = Annotated[int, Field(description="1 to 8, or 32 for full precision")]
-PlainValue = bool | int | float | str
+PlainValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | str
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 

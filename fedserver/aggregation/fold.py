@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedserver.aggregation.reducers import REDUCERS, Reducer
+from fedserver.errors import AggregationError
 from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo, UnitTable
 from motley.wire import TILE, EncodedTensor, PayloadInfo, PayloadReader, encode_dense, write_payload
@@ -54,6 +55,7 @@ def fold(
 
     Raises:
         PayloadError: a stored file is damaged.
+        AggregationError: a mean is not finite; nothing is written.
     """
     ordered = sorted(contributions, key=lambda c: c.client)
     with ExitStack() as stack:
@@ -103,5 +105,13 @@ class _Folding:
                 view.decode_slice(start, stop, line)
                 if is_delta:
                     line += flat[start:stop]
-            new[start:stop] = self.finish_tile(flat[start:stop], self.reduce(tile, weights))
+            with np.errstate(over="ignore", invalid="ignore"):
+                reduced = self.reduce(tile, weights)
+            new[start:stop] = self.finish_tile(flat[start:stop], reduced)
+            if not np.isfinite(new[start:stop]).all():
+                raise AggregationError(
+                    f"the mean of {row.name} is not finite: the updates of "
+                    f"{', '.join(c.client for _, c, _ in senders)} add up beyond the range of "
+                    f"{dtype}; look for a client whose training diverges"
+                )
         return new.reshape(row.shape)

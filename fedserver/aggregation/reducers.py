@@ -17,11 +17,16 @@ Reducer = Callable[[Tile, npt.NDArray[np.float64]], Tile]
 
 
 def weighted_mean(values: Tile, weights: npt.NDArray[np.float64]) -> Tile:
-    """Return sum_k weights[k] * values[k] / sum_k weights[k], in the dtype of `values`."""
-    total: Tile = np.multiply(values[0], weights[0], dtype=values.dtype)
-    for row, weight in zip(values[1:], weights[1:], strict=True):
-        total += np.multiply(row, weight, dtype=values.dtype)
-    total /= values.dtype.type(weights.sum())
+    """Return sum_k w_k values[k] / sum_k w_k, in the dtype of `values`.
+
+    w are the weights over the largest of them: equal weights are exactly 1, the sum of K values
+    then divided by K, and sample counts cannot push a sum out of range.
+    """
+    relative = (weights / weights.max()).astype(values.dtype)
+    total: Tile = values[0] * relative[0]
+    for row, weight in zip(values[1:], relative[1:], strict=True):
+        total += row * weight
+    total /= relative.sum(dtype=values.dtype)
     return total
 
 

@@ -159,6 +159,8 @@ def folded(engine: Engine, tx: Connection, job: FoldJob, digest: str, seconds: f
 def evaluated(engine: Engine, tx: Connection, round_id: int, extra: dict[str, float]) -> None:
     """Close an evaluation round with its clients' means and the server's own figures."""
     current = tx.execute(select(rounds).where(rounds.c.id == round_id)).one()
+    if current.status != "closing":
+        return  # stopped meanwhile
     rows = tx.execute(
         select(tasks).where(tasks.c.round_id == round_id, tasks.c.status == "done")
     ).all()
@@ -168,7 +170,7 @@ def evaluated(engine: Engine, tx: Connection, round_id: int, extra: dict[str, fl
         .where(rounds.c.id == round_id)
         .values(status="closed", state_after=current.state_before, metrics=metrics)
     )
-    log.info("evaluated", run=current.run, round=current.round, **metrics)
+    log.info("evaluated", run=current.run, round=current.round, metrics=metrics)
 
 
 def mean_metrics(rows: Any) -> dict[str, float]:

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from structlog.stdlib import get_logger
 
+from fedserver.model_process import end_children
 from fedserver.rounds.engine import Engine
+from fedserver.rounds.jobs import Job
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
 
@@ -53,9 +55,16 @@ class Driver:
         """Return whether it is worth asking the database for this client's task."""
         return client in self._may_have_work
 
-    def has_no_work(self, client: str) -> None:
-        """Note that the database held no task for a client."""
+    def looking(self, client: str) -> None:
+        """Note that the database is about to be asked for a client's task.
+
+        Before it is, not after: a task that is offered meanwhile puts the client back.
+        """
         self._may_have_work.discard(client)
+
+    def found(self, client: str) -> None:
+        """Note that a client has a task, which it may ask for again."""
+        self._may_have_work.add(client)
 
     async def wait_for_work(self, client: str, seconds: float) -> None:
         """Return when a task was offered to the client, or after `seconds`."""
@@ -84,25 +93,34 @@ class Driver:
 
     async def run(self) -> None:
         """Move runs on until cancelled."""
+        saved = self._loop.time()
         while True:
             self._due.clear()
             job = await self._database(self._engine.tick)
             if job is not None:
-                try:
-                    result = await self._loop.run_in_executor(self._work, job.run, self._payloads)
-                except Exception as error:
-                    log.exception("job_failed", job=type(job).__name__, run=job.context.id)
-                    await self._database(self._engine.failed, job, error)
-                else:
-                    await self._database(self._engine.apply, job, result)
+                await self._do(job)
                 continue
-            left = self._engine.seconds_to_next_deadline()
+            left = await self._database(self._engine.seconds_to_next_deadline)
             seconds = IDLE_SECONDS if left is None else min(IDLE_SECONDS, left + 0.01)
+            waiting = asyncio.ensure_future(self._due.wait())
             try:
-                await asyncio.wait_for(self._due.wait(), seconds)
-            except asyncio.TimeoutError:
+                await asyncio.wait({waiting}, timeout=seconds)
+            finally:
+                waiting.cancel()
+            if self._loop.time() - saved >= IDLE_SECONDS:
                 await self._database(self._engine.save_time_left)
+                saved = self._loop.time()
+
+    async def _do(self, job: Job) -> None:
+        """Run a job on the work thread and commit its result, or its failure."""
+        try:
+            result = await self._loop.run_in_executor(self._work, job.run, self._payloads)
+            await self._database(self._engine.apply, job, result)
+        except Exception as error:
+            log.exception("job_failed", job=type(job).__name__, run=job.context.id)
+            await self._database(self._engine.failed, job, error)
 
     def close(self) -> None:
-        """End the work thread; a job that runs is waited for."""
+        """End the work thread; a child that trains or evaluates models is ended too."""
+        end_children()
         self._work.shutdown(wait=True, cancel_futures=True)

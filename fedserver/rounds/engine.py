@@ -14,7 +14,6 @@ All methods run on the database thread (storage/database.py).
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy import Engine as SqlEngine
 from structlog.stdlib import get_logger
 
-from fedserver.errors import RunStateError, UnknownRunError
+from fedserver.errors import UnknownRunError
 from fedserver.rounds import closing, opening, schedule
 from fedserver.rounds.clock import Clock, SystemClock
 from fedserver.rounds.context import RunContext
@@ -31,8 +30,6 @@ from fedserver.rounds.jobs import FoldJob, HeldOutJob, Job, OpenJob, PrepareJob
 from fedserver.rounds.membership import refusal, tier_for
 from fedserver.rounds.presence import Arrival, Presence
 from fedserver.storage.schema import clients, members, rounds, runs, tasks
-from motley.errors import RunFileError
-from motley.runfile import parse
 
 log = get_logger()
 
@@ -70,88 +67,8 @@ class Engine:
         self._contexts: dict[str, RunContext] = {}
         self.deadlines: dict[int, float] = {}
         """Monotonic deadline of each open round; the database holds the seconds left."""
-
-    # --- the operator's verbs ----------------------------------------------------------------
-
-    def submit(self, text: str, source: str) -> str:
-        """Queue a run and return its id; raise RunFileError when the file is not valid."""
-        runfile = parse(text, source)
-        run_id = uuid.uuid4().hex[:8]
-        with self.database.begin() as tx:
-            self._initial_state(tx, runfile.run.init)
-            newest = tx.scalar(select(func.max(runs.c.sequence))) or 0
-            tx.execute(
-                insert(runs).values(
-                    id=run_id,
-                    sequence=newest + 1,
-                    name=runfile.run.name,
-                    runfile=text,
-                    status="queued",
-                    rounds=runfile.run.rounds,
-                    submitted=self.clock.wall(),
-                )
-            )
-        log.info("run_submitted", run=run_id, name=runfile.run.name, rounds=runfile.run.rounds)
-        self._notify(())
-        return run_id
-
-    def find(self, tx: Connection, run: str) -> Any:
-        """Return the row of a run by id, unique prefix of an id, or name (the newest)."""
-        for condition in (runs.c.id == run, runs.c.name == run, runs.c.id.startswith(run)):
-            row = tx.execute(select(runs).where(condition).order_by(runs.c.sequence.desc())).first()
-            if run and row is not None:
-                return row
-        known = tx.scalars(select(runs.c.name).order_by(runs.c.sequence.desc()).limit(5)).all()
-        raise UnknownRunError(
-            f"no run has the id or name {run!r}; the newest are {', '.join(known) or 'none yet'}"
-        )
-
-    def stop(self, run: str) -> tuple[str, str]:
-        """Stop a run for good; what was counted stays. Returns (id, status)."""
-        with self.database.begin() as tx:
-            row = self.find(tx, run)
-            if row.status in ENDED:
-                raise RunStateError(f"run {row.name} ({row.id}) has ended already: {row.status}")
-            closing.abandon_open(self, tx, row.id, "the run was stopped")
-            self.set_status(tx, row.id, "stopped", "by the operator", ended=True)
-        self._notify(())
-        return row.id, "stopped"
-
-    def resume(self, run: str) -> tuple[str, str]:
-        """Put a paused or stopped run back into the queue."""
-        with self.database.begin() as tx:
-            row = self.find(tx, run)
-            if row.status not in ("paused", "stopped", "failed"):
-                raise RunStateError(
-                    f"run {row.name} ({row.id}) is {row.status}; only paused, stopped or failed "
-                    f"runs resume"
-                )
-            if row.round >= row.rounds and row.model:
-                raise RunStateError(
-                    f"run {row.name} ({row.id}) has done its {row.rounds} rounds; "
-                    f"`extend` adds more"
-                )
-            newest = tx.scalar(select(func.max(rounds.c.id))) or 0
-            tx.execute(update(runs).where(runs.c.id == row.id).values(retry_from=newest))
-            self.set_status(tx, row.id, "queued", "")
-        self._notify(())
-        return row.id, "queued"
-
-    def extend(self, run: str, more: int) -> tuple[str, str]:
-        """Add rounds to a run; one that finished goes on."""
-        if more < 1:
-            raise RunStateError(f"extend by {more} rounds: expected at least 1")
-        with self.database.begin() as tx:
-            row = self.find(tx, run)
-            tx.execute(update(runs).where(runs.c.id == row.id).values(rounds=row.rounds + more))
-            status = row.status
-            if status == "finished":
-                schedule.withdraw_finish_tasks(self, tx, row.id)
-                status = "queued"
-                self.set_status(tx, row.id, status, "")
-        self._contexts.pop(row.id, None)
-        self._notify(())
-        return row.id, status
+        self.started = self.clock.monotonic()
+        """Clients known before are still expected back for a while after this."""
 
     # --- clients -----------------------------------------------------------------------------
 
@@ -176,7 +93,28 @@ class Engine:
     # --- moving on ---------------------------------------------------------------------------
 
     def tick(self) -> Job | None:
-        """Make every transition that is due; return the heavy work that stands next."""
+        """Make every transition that is due; return the heavy work that stands next.
+
+        A run whose record cannot be worked with is put aside, so that it never takes the server
+        and the other runs with it.
+        """
+        try:
+            return self._tick()
+        except Exception as error:
+            log.exception("run_broken")
+            with self.database.begin() as tx:
+                ordered = select(runs).order_by(runs.c.sequence)
+                row = (
+                    tx.execute(ordered.where(runs.c.status.in_(ACTIVE))).first()
+                    or tx.execute(ordered.where(runs.c.status == "queued")).first()
+                )
+                if row is None:
+                    raise
+                self.set_status(tx, row.id, "paused", f"internal error: {error!r}")
+            self._notify(())
+            return None
+
+    def _tick(self) -> Job | None:
         while True:
             woken: set[str] = set()
             with self.database.begin() as tx:
@@ -186,7 +124,7 @@ class Engine:
                 if row.status == "preparing":
                     return PrepareJob(
                         context=self.context(tx, row.id),
-                        init=self._initial_state(tx, parse(row.runfile).run.init),
+                        init=row.init,
                         mappings=self._mappings,
                     )
                 if row.status == "waiting":
@@ -216,10 +154,18 @@ class Engine:
         self._notify(woken)
 
     def failed(self, job: Job, error: Exception) -> None:
-        """Put a job's failure on record: a run that cannot be prepared fails, others pause."""
+        """Put a job's failure on record: a run that cannot be prepared fails, others pause.
+
+        A round that cannot be folded is abandoned: after `resume` it is tried with a new cohort.
+        """
         status = "failed" if isinstance(job, PrepareJob) else "paused"
+        reason = str(error) or repr(error)
         with self.database.begin() as tx:
-            self.set_status(tx, job.context.id, status, str(error), ended=status == "failed")
+            found = tx.scalar(select(runs.c.status).where(runs.c.id == job.context.id))
+            if found in ACTIVE:  # not stopped meanwhile
+                if isinstance(job, FoldJob):
+                    closing.abandon_open(self, tx, job.context.id, reason)
+                self.set_status(tx, job.context.id, status, reason, ended=status == "failed")
         self._notify(())
 
     def seconds_to_next_deadline(self) -> float | None:
@@ -230,7 +176,7 @@ class Engine:
 
     def recover(self) -> None:
         """Take up open rounds after a start: deadlines go on with the time that was left."""
-        now = self.clock.monotonic()
+        self.started = now = self.clock.monotonic()
         with self.database.begin() as tx:
             for row in tx.execute(select(rounds).where(rounds.c.status == "open")):
                 self.deadlines[row.id] = now + row.seconds_left
@@ -246,7 +192,7 @@ class Engine:
                     .values(seconds_left=max(0.0, deadline - now))
                 )
 
-    # --- shared with schedule.py and tasks.py ------------------------------------------------
+    # --- shared with the desks, schedule.py and view.py ---------------------------------------
 
     def context(self, tx: Connection, run_id: str) -> RunContext:
         """Return the parsed run; cached once it is prepared."""
@@ -261,6 +207,21 @@ class Engine:
     def mappings(self) -> Mapping[str, str]:
         """`module:object` by workload name."""
         return self._mappings
+
+    def find(self, tx: Connection, run: str) -> Any:
+        """Return the row of a run by id, unique prefix of an id, or name (the newest)."""
+        for condition in (runs.c.id == run, runs.c.name == run, runs.c.id.startswith(run)):
+            row = tx.execute(select(runs).where(condition).order_by(runs.c.sequence.desc())).first()
+            if run and row is not None:
+                return row
+        known = tx.scalars(select(runs.c.name).order_by(runs.c.sequence.desc()).limit(5)).all()
+        raise UnknownRunError(
+            f"no run has the id or name {run!r}; the newest are {', '.join(known) or 'none yet'}"
+        )
+
+    def forget(self, run_id: str) -> None:
+        """Read a run's file anew when it is next needed."""
+        self._contexts.pop(run_id, None)
 
     def changed(self) -> None:
         """Say that something changed, for the driver and for watchers."""
@@ -301,28 +262,6 @@ class Engine:
             .where(runs.c.id == run_id, runs.c.status == "preparing")
             .values(model=dict(result), state=result["sha256"], status="waiting")
         )
-
-    def _initial_state(self, tx: Connection, init: str) -> str:
-        """Return the payload file that `init` names, "" for none; raise when it is not there."""
-        if not init:
-            return ""
-        path = Path(init)
-        if not init.startswith("run:") and not path.is_absolute():
-            raise RunFileError(
-                f"run.init: {init!r} is a relative path, and the server does not run where you do; "
-                f"give an absolute one, or run:NAME"
-            )
-        if init.startswith("run:"):
-            row = self.find(tx, init.removeprefix("run:"))
-            if not row.state:
-                raise RunFileError(f"run.init: run {row.name} ({row.id}) has no model yet")
-            path = self.payload_path(row.state)
-        if not path.is_file():
-            raise RunFileError(
-                f"run.init: {init!r} is not a file on the server; expected a payload file as "
-                f"`fedserver fetch` writes it, or run:NAME"
-            )
-        return str(path.resolve())
 
     def _freeze(self, tx: Connection, row: Any, woken: set[str]) -> bool:
         """Fix a waiting run's clients when as many as it expects are there.

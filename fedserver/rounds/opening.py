@@ -9,6 +9,8 @@ from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
 from fedserver.rounds.jobs import OpenJob
+from fedserver.rounds.membership import refusal
+from fedserver.rounds.presence import PRESENT_SECONDS
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.algorithms.base import Member, Moment
 from motley.seeding import numpy_generator
@@ -29,9 +31,18 @@ def begin(
         )
     ).all()
     attempt = len(earlier)
-    here = engine.presence.here(engine.clock.monotonic())
     enrolled = enrolled_members(tx, run.id, context)
-    candidates = [m for m in enrolled if m.name in here]
+    rules = context.runfile.clients
+    minimum = rules.minimum if kind == "train" else 0
+    if len(enrolled) < max(1, minimum):
+        _pause(engine, tx, run, number, max(1, minimum))
+        return True
+    here = engine.presence.here(engine.clock.monotonic())
+    candidates = [m for m in enrolled if m.name in here and not refusal(context, here[m.name])]
+    if len(candidates) < len(enrolled) and _just_started(engine):
+        # Who takes part must not hang on who reconnects first after a restart.
+        found = f"{len(candidates)} of {len(enrolled)} clients are back after the restart"
+        return _wait(tx, run, f"round {number}: {found}")
     failed_before = set(
         tx.scalars(
             select(tasks.c.client).where(
@@ -40,9 +51,7 @@ def begin(
             )
         )
     )
-    rules = context.runfile.clients
-    goal = rules.goal(len(enrolled)) if enrolled else 1
-    minimum = min(rules.minimum, goal) if kind == "train" else 0
+    goal = max(minimum, rules.goal(len(enrolled)))
     fresh = [m for m in candidates if m.name not in failed_before]
     if len(fresh) >= max(1, minimum):
         candidates = fresh
@@ -79,6 +88,22 @@ def begin(
     if run.reason:
         tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     return True
+
+
+def _just_started(engine: Engine) -> bool:
+    return engine.clock.monotonic() - engine.started < PRESENT_SECONDS
+
+
+def _pause(engine: Engine, tx: Connection, run: Any, number: int, minimum: int) -> None:
+    """Pause a run that has lost too many of its clients for good, with their reasons."""
+    gone = tx.execute(
+        select(members.c.client, members.c.excluded)
+        .where(members.c.run == run.id, members.c.excluded != "")
+        .order_by(members.c.client)
+    ).all()
+    reasons = "; ".join(f"{row.client}: {row.excluded}" for row in gone)
+    reason = f"round {number} needs {minimum} clients, and {len(gone)} are out: {reasons}"
+    engine.set_status(tx, run.id, "paused", reason)
 
 
 def _wait(tx: Connection, run: Any, reason: str) -> bool:

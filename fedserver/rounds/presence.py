@@ -11,6 +11,9 @@ from fedserver.errors import NameInUseError
 PRESENT_SECONDS = 90.0
 """A client counts as there for so long after its last word: two long polls."""
 
+FORGET_SECONDS = 24 * 3600.0
+FORGET_ABOVE = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
@@ -52,8 +55,10 @@ class Arrival:
     profile: Profile
     seen: float
     """Monotonic seconds of its last word."""
-    polling: bool = False
-    """Whether a check-in of it is being held right now."""
+    poll: int = 0
+    """Number of the check-in that said this."""
+    free: bool = False
+    """Whether the connection broke: still expected back, but another device may take the name."""
 
 
 class Presence:
@@ -72,12 +77,14 @@ class Presence:
         with self._lock:
             before = self._arrivals.get(arrival.name)
             here = before is not None and arrival.seen - before.seen < PRESENT_SECONDS
-            if before is not None and here and before.session != arrival.session:
+            held = before is not None and here and not before.free
+            if before is not None and held and before.session != arrival.session:
                 raise NameInUseError(
                     f"a client called {arrival.name!r} is connected already; give this device "
                     f"another --name, or stop the other one"
                 )
             self._arrivals[arrival.name] = arrival
+            self._forget(arrival.seen)
             return (
                 before is None
                 or not here
@@ -93,10 +100,27 @@ class Presence:
                 self._arrivals[name] = Arrival(**{**vars(before), "seen": now})
 
     def leave(self, name: str, session: str) -> None:
-        """Forget a client that said goodbye or whose connection broke while it was waiting."""
+        """Forget a client that said goodbye."""
         with self._lock:
             before = self._arrivals.get(name)
             if before is not None and before.session == session:
+                del self._arrivals[name]
+
+    def release(self, arrival: Arrival) -> None:
+        """Free the name of a client whose connection broke while that check-in was held.
+
+        It counts as here for `PRESENT_SECONDS` more: a blip must not change who takes part.
+        """
+        with self._lock:
+            now = self._arrivals.get(arrival.name)
+            if now is not None and now.poll == arrival.poll:
+                self._arrivals[arrival.name] = Arrival(**{**vars(now), "free": True})
+
+    def _forget(self, now: float) -> None:
+        """Drop who has been away for a day, so that names cannot fill the memory."""
+        if len(self._arrivals) > FORGET_ABOVE:
+            old = [n for n, a in self._arrivals.items() if now - a.seen > FORGET_SECONDS]
+            for name in old:
                 del self._arrivals[name]
 
     def get(self, name: str) -> Arrival | None:

@@ -19,6 +19,8 @@ from motley.task import TaskKind, TaskSpec
 
 log = get_logger()
 
+FINISH_TRIES = 3
+
 
 class Receipt(str, Enum):
     """What became of an update that the server got whole."""
@@ -115,6 +117,14 @@ class TaskDesk:
             global_variant=context.prepared.global_variant if has_global else "",
             threads=detail["threads"],
         )
+
+    def is_open(self, client: str, task_id: str) -> bool:
+        """Return whether work on this task of this client can still count."""
+        with self._engine.database.connect() as tx:
+            found = tx.scalar(
+                select(tasks.c.status).where(tasks.c.id == task_id, tasks.c.client == client)
+            )
+        return found in ("offered", "taken")
 
     def may_download(self, client: str, task_id: str, digest: str) -> None:
         """Raise UnknownTaskError unless this payload was offered to this client."""
@@ -236,6 +246,13 @@ class TaskDesk:
                     .values(excluded=f"{code}: {message}")
                 )
                 log.warning("client_excluded", run=row.run, client=client, code=code)
+            elif row.kind == "finish" and row.spec.get("failures", 0) + 1 < FINISH_TRIES:
+                # Nobody else can make this client's model: it is offered again.
+                spec = {**row.spec, "failures": row.spec.get("failures", 0) + 1}
+                tx.execute(
+                    update(tasks).where(tasks.c.id == task_id).values(status="offered", spec=spec)
+                )
+                return False
         return self._end(task_id, "failed", f"{client}: {code}: {message}", {}, 0.0)
 
     def _end(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
 from fedserver.rounds.engine import ENDED, Engine
 from fedserver.storage.schema import clients, members, rounds, runs, tasks
@@ -119,13 +119,28 @@ def _clients(tx: Connection, row: Any) -> list[dict[str, Any]]:
         select(members).where(members.c.run == row.id).order_by(members.c.client)
     ).all()
     records = {m.client: _member(m) for m in found}
-    query = select(tasks).where(tasks.c.run == row.id).order_by(tasks.c.round_id, tasks.c.id)
-    for task in tx.execute(query):
+    mine = tasks.c.run == row.id
+    sums = (
+        select(
+            tasks.c.client,
+            func.sum(tasks.c.bytes_down),
+            func.sum(tasks.c.bytes_up),
+            func.sum(case((tasks.c.status == "counted", 1), else_=0)),
+            func.sum(case((tasks.c.restarted, 1), else_=0)),
+        )
+        .where(mine)
+        .group_by(tasks.c.client)
+    )
+    for client, down, up, counted, restarts in tx.execute(sums):
+        records[client].update(bytes_down=down, bytes_up=up, counted=counted, restarts=restarts)
+    # Ids carry the round, so the greatest id is the newest.
+    newest = (
+        select(func.max(tasks.c.id))
+        .where(mine, tasks.c.status.in_(("accepted", "counted", "done", "failed")))
+        .group_by(tasks.c.client, tasks.c.kind)
+    )
+    for task in tx.execute(select(tasks).where(tasks.c.id.in_(newest))):
         record = records[task.client]
-        record["bytes_down"] += task.bytes_down
-        record["bytes_up"] += task.bytes_up
-        record["counted"] += task.status == "counted"
-        record["restarts"] += bool(task.restarted)
         if task.metrics:
             record["metrics"][task.kind] = {"round": task.spec["round"], **task.metrics}
         if task.kind == "finish":

@@ -12,6 +12,7 @@ from fedserver.errors import UnknownRunError
 from fedserver.rounds import view
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
+from fedserver.rounds.operations import RunDesk
 from fedserver.service.status import RefusedError, abort, refusals
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
@@ -34,7 +35,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     def __init__(
         self, engine: Engine, driver: Driver, database: DatabaseThread, payloads: PayloadStore
     ) -> None:
-        self._engine, self._driver = engine, driver
+        self._engine, self._driver, self._runs = engine, driver, RunDesk(engine)
         self._database, self._payloads = database, payloads
 
     async def _unary(self, context: Context, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -48,7 +49,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self, request: control_pb2.SubmitRequest, context: Context
     ) -> control_pb2.RunReply:
         """Queue a run."""
-        run_id = await self._unary(context, self._engine.submit, request.runfile, request.source)
+        run_id = await self._unary(context, self._runs.submit, request.runfile, request.source)
         return control_pb2.RunReply(run_id=run_id, status="queued")
 
     async def ListRuns(  # noqa: N802
@@ -97,23 +98,21 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self, request: control_pb2.RunRequest, context: Context
     ) -> control_pb2.RunReply:
         """Stop a run."""
-        run_id, status = await self._unary(context, self._engine.stop, request.run)
+        run_id, status = await self._unary(context, self._runs.stop, request.run)
         return control_pb2.RunReply(run_id=run_id, status=status)
 
     async def Resume(  # noqa: N802
         self, request: control_pb2.RunRequest, context: Context
     ) -> control_pb2.RunReply:
         """Put a paused or stopped run back into the queue."""
-        run_id, status = await self._unary(context, self._engine.resume, request.run)
+        run_id, status = await self._unary(context, self._runs.resume, request.run)
         return control_pb2.RunReply(run_id=run_id, status=status)
 
     async def Extend(  # noqa: N802
         self, request: control_pb2.ExtendRequest, context: Context
     ) -> control_pb2.RunReply:
         """Add rounds to a run."""
-        run_id, status = await self._unary(
-            context, self._engine.extend, request.run, request.rounds
-        )
+        run_id, status = await self._unary(context, self._runs.extend, request.run, request.rounds)
         return control_pb2.RunReply(run_id=run_id, status=status)
 
     async def Fetch(  # noqa: N802

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from structlog.stdlib import get_logger
 
-from fedserver.errors import ProtocolError, VersionError
+from fedserver.errors import ProtocolError
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
-from fedserver.rounds.presence import Arrival, Capabilities, Profile
 from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
 from fedserver.rounds.updates import check_update
+from fedserver.service.requests import (
+    LONGEST_MESSAGE,
+    LONGEST_NAME,
+    arrival_of,
+    checked_metrics,
+    checked_seconds,
+)
 from fedserver.service.status import RefusedError, abort, refusals
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
@@ -31,13 +37,10 @@ if TYPE_CHECKING:
 log = get_logger()
 T = TypeVar("T")
 
-PROTOCOL = 1
-"""Version of the services in proto/motley/v1."""
 POLL_SECONDS = 40.0
 """How long a check-in is held; clients expect an answer within 45 s."""
 ACKNOWLEDGE_BYTES = 8 * 1024 * 1024
 """An upload is acknowledged at least so often."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECEIPTS = {
     Receipt.ACCEPTED: federation_pb2.UPDATE_STATUS_ACCEPTED,
     Receipt.SURPLUS: federation_pb2.UPDATE_STATUS_SURPLUS,
@@ -55,6 +58,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._database, self._desk = database, TaskDesk(engine)
         # Hashing, checking and writing of updates never run on the event loop.
         self._files = ThreadPoolExecutor(max_workers=2, thread_name_prefix="files")
+        self._polls = 0
         self._uploading: dict[str, asyncio.Task[Any]] = {}
 
     def close(self) -> None:
@@ -80,20 +84,29 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         if request.leaving:
             presence.leave(request.name, request.session)
             return federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
-        arrival = _arrival(request, clock.monotonic())
+        self._polls += 1
+        arrival = arrival_of(request, clock.monotonic(), self._polls)
         if presence.arrive(arrival):
             await self._database(self._engine.enrol, arrival)
         reply = federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
+        if request.working_on:
+            reply.working_on_is_closed = not await self._database(
+                self._desk.is_open, request.name, request.working_on
+            )
+            if not reply.working_on_is_closed:
+                return reply
         end = clock.monotonic() + POLL_SECONDS
+        first = True
         while True:
-            if self._driver.may_have_work(request.name):
+            # The first look is unconditional, so that no mistake in memory can starve a client.
+            if first or self._driver.may_have_work(request.name):
+                self._driver.looking(request.name)
                 task = await self._database(self._desk.next_task, request.name)
-                if task is None:
-                    self._driver.has_no_work(request.name)
-                elif task.task_id != request.working_on:
-                    # Also while it works on another: that one's round has closed without it.
+                if task is not None:
+                    self._driver.found(request.name)
                     reply.task.CopyFrom(task_to_proto(task))
                     return reply
+            first = False
             reply.notices.extend(await self._database(self._engine.notices, request.name))
             left = end - clock.monotonic()
             if left <= 0 or request.working_on or reply.notices:
@@ -102,7 +115,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 await self._driver.wait_for_work(request.name, left)
             except asyncio.CancelledError:
                 # The connection broke while it waited: the name is free at once.
-                presence.leave(request.name, request.session)
+                presence.release(arrival)
                 raise
             presence.touch(request.name, request.session, clock.monotonic())
         if reply.notices:
@@ -176,8 +189,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         _check_size(opening, ticket)
         me = asyncio.current_task()
         assert me is not None
-        before = self._uploading.get(opening.task_id)
-        if before is not None:
+        while (before := self._uploading.get(opening.task_id)) is not None:
             # A link that died silently: the client is back before we noticed. The newer wins.
             before.cancel()
             await asyncio.wait({before})
@@ -204,6 +216,12 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         ticket: Ticket,
         requests: AsyncIterator[federation_pb2.UploadMessage],
     ) -> AsyncIterator[federation_pb2.UploadReply]:
+        digest = opening.payload.sha256.hex()
+        if self._payloads.path(digest).exists():
+            # Whole and stored, but the server died before it was on record.
+            await self._check(ticket, self._payloads.path(digest))
+            yield _receipt(ticket.task_id, await self._accept(opening, 0), duplicate=False)
+            return
         writer = FrameWriter(self._payloads.incoming(ticket.task_id), opening.payload.size)
         received = 0
         try:
@@ -235,24 +253,34 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         received: int,
     ) -> Receipt:
         """Hash, check and store a whole update, then put it on record."""
-        digest = opening.payload.sha256.hex()
+        whole = await self._on_file_thread(writer.finish, opening.payload.sha256)
         try:
-            await self._on_file_thread(
-                _store, writer, opening.payload.sha256, ticket, self._payloads
-            )
+            await self._check(ticket, whole)
+        except UpdateError:
+            whole.unlink()
+            raise
+        digest = opening.payload.sha256.hex()
+        await self._on_file_thread(self._payloads.adopt, whole, digest)
+        return await self._accept(opening, received)
+
+    async def _check(self, ticket: Ticket, whole: Path) -> None:
+        try:
+            await self._on_file_thread(check_update, whole, ticket)
         except UpdateError as error:
             # The bytes are what the client meant to send, and they are wrong: no use in a retry.
             await self._database(self._desk.reject, ticket.task_id, str(error))
             raise
+
+    async def _accept(self, opening: federation_pb2.UploadOpen, received: int) -> Receipt:
         return await self._database(
             self._desk.accept,
             Arrived(
-                task_id=ticket.task_id,
-                digest=digest,
+                task_id=opening.task_id,
+                digest=opening.payload.sha256.hex(),
                 size=opening.payload.size,
                 samples=opening.samples,
-                metrics=dict(opening.metrics),
-                seconds=opening.train_seconds,
+                metrics=checked_metrics(opening.metrics),
+                seconds=checked_seconds(opening.train_seconds),
                 restarted=opening.restarted,
                 bytes_up=received,
             ),
@@ -278,8 +306,8 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 self._desk.report_failure,
                 request.name,
                 request.task_id,
-                failure.code,
-                failure.message,
+                failure.code[:LONGEST_NAME],
+                failure.message[:LONGEST_MESSAGE],
                 permanent=failure.permanent,
             )
         if kind == "result":
@@ -288,53 +316,10 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 self._desk.report_result,
                 request.name,
                 request.task_id,
-                dict(result.metrics),
-                result.seconds,
+                checked_metrics(result.metrics),
+                checked_seconds(result.seconds),
             )
         raise ProtocolError("a report carries a result or a failure, and this one carries neither")
-
-
-def _arrival(request: federation_pb2.CheckInRequest, now: float) -> Arrival:
-    """Check and translate a check-in."""
-    if not _NAME.fullmatch(request.name):
-        raise ProtocolError(
-            f"client name {request.name!r}: expected 1 to 64 letters, digits, '.', '_' or '-'"
-        )
-    if not request.session:
-        raise ProtocolError("a check-in names its session")
-    caps, profile = request.capabilities, request.profile
-    if caps.protocol != PROTOCOL:
-        raise VersionError(
-            f"the client speaks protocol {caps.protocol}, this server {PROTOCOL}; install the same "
-            f"version of motley-fl on both (server {__version__}, client {caps.software})"
-        )
-    return Arrival(
-        name=request.name,
-        session=request.session,
-        seen=now,
-        capabilities=Capabilities(
-            protocol=caps.protocol,
-            wire=caps.wire,
-            algorithms=dict(caps.algorithms),
-            workloads=dict(caps.workloads),
-            encodings=tuple(caps.encodings),
-            software=caps.software,
-        ),
-        profile=Profile(
-            cores=profile.cores,
-            memory_bytes=profile.memory_bytes,
-            storage_free_bytes=profile.storage_free_bytes,
-            accelerator=profile.accelerator,
-            architecture=profile.architecture,
-            probe_gflops=profile.probe_gflops,
-            download_bytes_per_second=profile.download_bytes_per_second,
-            upload_bytes_per_second=profile.upload_bytes_per_second,
-            threads=max(1, profile.threads),
-            tier=profile.tier,
-            labels=dict(profile.labels),
-            libraries=dict(profile.libraries),
-        ),
-    )
 
 
 def _check_size(opening: federation_pb2.UploadOpen, ticket: Ticket) -> None:
@@ -346,17 +331,6 @@ def _check_size(opening: federation_pb2.UploadOpen, ticket: Ticket) -> None:
             f"an update of {opening.payload.size} bytes with a digest of "
             f"{len(opening.payload.sha256)} bytes; expected up to {most} and 32"
         )
-
-
-def _store(writer: FrameWriter, sha256: bytes, ticket: Ticket, payloads: PayloadStore) -> None:
-    """Check a whole update and move it into the store (on a file thread)."""
-    whole = writer.finish(sha256)
-    try:
-        check_update(whole, ticket)
-    except UpdateError:
-        whole.unlink()
-        raise
-    payloads.adopt(whole, sha256.hex())
 
 
 def _receipt(task_id: str, receipt: Receipt, *, duplicate: bool) -> federation_pb2.UploadReply:

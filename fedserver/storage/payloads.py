@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+from motley.wire.durable import put_in_place, sync_folder
 
 
 class PayloadStore:
@@ -26,7 +29,15 @@ class PayloadStore:
 
     def incoming(self, task_id: str) -> Path:
         """Return where a task's upload is put together before `adopt`."""
-        return self._incoming / task_id
+        # '+' is in no task's id, so that one task's partial file is never another's whole one.
+        return self._incoming / f"{task_id}+"
+
+    def forget_incoming(self, keep: Iterable[str]) -> None:
+        """Remove what came of uploads other than those of the tasks in `keep`."""
+        wanted = set(keep)
+        for path in self._incoming.iterdir():
+            if path.name.partition("+")[0] not in wanted:
+                path.unlink()
 
     def scratch(self, name: str) -> Path:
         """Return a place to write a payload before `adopt`; emptied at every start."""
@@ -35,9 +46,11 @@ class PayloadStore:
     def adopt(self, written: Path, sha256: str) -> Path:
         """Move a whole, synced file into its place; a file that is there already stays."""
         target = self.path(sha256)
-        target.parent.mkdir(exist_ok=True)
+        if not target.parent.exists():
+            target.parent.mkdir(exist_ok=True)
+            sync_folder(self._payloads)
         if target.exists():
             written.unlink()
         else:
-            written.replace(target)
+            put_in_place(written, target)
         return target

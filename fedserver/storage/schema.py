@@ -46,6 +46,7 @@ runs = Table(
     Column("sequence", Integer, nullable=False, unique=True),
     Column("name", String, nullable=False),
     Column("runfile", Text, nullable=False),
+    Column("init", Text, nullable=False, default=""),  # payload file to start from
     # queued, preparing, waiting, running, paused, finished, stopped, failed
     Column("status", String, nullable=False),
     Column("reason", Text, nullable=False, default=""),

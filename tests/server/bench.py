@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.jobs import FoldJob, PrepareJob
+from fedserver.rounds.operations import RunDesk
 from fedserver.rounds.presence import Arrival, Capabilities, Presence, Profile
 from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk
 from fedserver.rounds.updates import check_update
@@ -73,7 +74,7 @@ def _prepared(text: str) -> tuple[Mapping[str, object], bytes]:
     """Prepare a run's workload once for all tests: each needs a child that imports torch."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        bench.engine.submit(text, "test")
+        bench.runs.submit(text, "test")
         job = bench.engine.tick()
         assert isinstance(job, PrepareJob)
         result = job.run(bench.payloads)
@@ -100,7 +101,7 @@ class Bench:
             mappings={},
             clock=self.clock,
         )
-        self.desk = TaskDesk(self.engine)
+        self.desk, self.runs = TaskDesk(self.engine), RunDesk(self.engine)
         self.engine.recover()
 
     def arrive(
@@ -153,7 +154,7 @@ class Bench:
 
     def submit(self, text: str) -> str:
         """Queue a run and let the engine go as far as it can."""
-        run_id = self.engine.submit(text, "test")
+        run_id = self.runs.submit(text, "test")
         self.settle()
         return run_id
 

@@ -11,6 +11,7 @@ import pytest
 
 from fedserver.aggregation.fold import Contribution, fold
 from fedserver.aggregation.reducers import weighted_mean
+from fedserver.errors import AggregationError
 from motley.models.units import TensorInfo, UnitTable
 from motley.wire import PayloadReader, encode_dense, quantize_uniform, write_payload
 
@@ -57,8 +58,29 @@ def run_fold(folder: Path, state: Tensors, contributions: list[Contribution]) ->
 def test_weighted_mean_by_hand() -> None:
     values = np.array([[1.0, 2.0], [4.0, 8.0]], np.float32)
     result = weighted_mean(values, np.array([1.0, 3.0]))
-    np.testing.assert_array_equal(result, np.array([3.25, 6.5], np.float32))
+    np.testing.assert_allclose(result, np.array([3.25, 6.5], np.float32), rtol=1e-6)
     assert result.dtype == np.float32
+
+
+def test_equal_weights_are_the_plain_mean_to_the_last_bit() -> None:
+    values = np.random.default_rng(0).normal(size=(7, 1000)).astype(np.float32)
+    total = values[0].copy()
+    for row in values[1:]:
+        total += row
+    for weight in (1.0, 40.0, 0.3):
+        result = weighted_mean(values, np.full(7, weight))
+        np.testing.assert_array_equal(result, total / np.float32(7))
+
+
+def test_a_mean_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    huge = draw(0)
+    huge["a.bias"][:] = 3e38
+    contributions = [
+        Contribution(f"c{i}", write(tmp_path / f"c{i}", huge), False, 1.0) for i in range(2)
+    ]
+    with pytest.raises(AggregationError, match=r"a\.bias is not finite.*c0, c1"):
+        run_fold(tmp_path, draw(99), contributions)
+    assert not (tmp_path / "out").exists()
 
 
 def test_mean_equals_brute_force_and_counters_are_rounded(tmp_path: Path) -> None:
@@ -98,7 +120,7 @@ def test_units_that_nobody_sent_stay_and_weights_may_differ_by_unit(tmp_path: Pa
     np.testing.assert_array_equal(result["b.weight"], state["b.weight"])
     np.testing.assert_array_equal(result["b.count"], state["b.count"])
     expected = (first["a.bias"] + np.float32(3) * second["a.bias"]) / np.float32(4)
-    np.testing.assert_array_equal(result["a.bias"], expected)
+    np.testing.assert_allclose(result["a.bias"], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_values_and_quantized_deltas_mix(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_newer_upload_stream_takes_over_from_a_silent_one(tmp_path: Path) -> N
 
 
 def rig_partial(rig: Rig, task: common_pb2.Task) -> int:
-    partial = rig.root / "incoming" / f"{task.task_id}.part"
+    partial = rig.root / "incoming" / f"{task.task_id}+.part"
     return partial.stat().st_size if partial.exists() else 0
 
 

@@ -34,11 +34,16 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 def put_in_place(source: Path, target: Path) -> None:
     """Rename `source` (already synced) to `target` and sync the folder."""
     os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk: what was created or renamed in it stays."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def file_sha256(path: Path) -> bytes:

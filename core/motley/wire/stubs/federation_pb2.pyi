@@ -12,16 +12,18 @@ UPDATE_STATUS_SURPLUS: UpdateStatus
 UPDATE_STATUS_UNSPECIFIED: UpdateStatus
 
 class CheckInReply(_message.Message):
-    __slots__ = ["notices", "retry_after_seconds", "server_software", "task"]
+    __slots__ = ["notices", "retry_after_seconds", "server_software", "task", "working_on_is_closed"]
     NOTICES_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SERVER_SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
+    WORKING_ON_IS_CLOSED_FIELD_NUMBER: _ClassVar[int]
     notices: _containers.RepeatedScalarFieldContainer[str]
     retry_after_seconds: float
     server_software: str
     task: _common_pb2.Task
-    def __init__(self, task: _Optional[_Union[_common_pb2.Task, _Mapping]] = ..., retry_after_seconds: _Optional[float] = ..., server_software: _Optional[str] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
+    working_on_is_closed: bool
+    def __init__(self, task: _Optional[_Union[_common_pb2.Task, _Mapping]] = ..., retry_after_seconds: _Optional[float] = ..., server_software: _Optional[str] = ..., working_on_is_closed: bool = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CheckInRequest(_message.Message):
     __slots__ = ["capabilities", "leaving", "name", "profile", "session", "working_on"]
