@@ -34,7 +34,15 @@ Workloads = Annotated[
     list[str] | None,
     typer.Option("--workload", metavar="NAME=MODULE:OBJECT", help="What a run's workload means."),
 ]
-Threads = Annotated[int, typer.Option(min=0, help="Training threads; 0 shares the cores.")]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Training threads; 0: the cores divided by the clients on this machine, counted anew "
+        "at each check-in and frozen when a run starts. Give a number where a run's result must "
+        "repeat: it depends on the threads.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where training runs: cpu, cuda, cuda:1, mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 

@@ -70,6 +70,8 @@ class Assignment:
             return await self._do()
         except WorkerError as error:
             return await self._fail(error.failure_code, str(error), permanent=error.permanent)
+        except TransferError as error:
+            return await self._fail(error.failure_code, str(error))
         except WorkloadError as error:
             return await self._fail(error.code, str(error), permanent=True)
         except MotleyError as error:
@@ -86,24 +88,37 @@ class Assignment:
         self._log.info("task_started", kind=common_pb2.TaskKind.Name(task.kind))
         broadcast = await self._broadcast()
         model = desk.state.model_path(task.run_name, task.run_id)
-        done = await desk.runner.run(
-            Job(
-                client=desk.options.name,
-                task=Job.encode_task(task.SerializeToString()),
-                broadcast=str(broadcast or ""),
-                update=str(desk.outbox.prepare(task.task_id)),
-                model=str(model),
-                personal=str(desk.state.run_directory(task.run_id)),
-            ),
-            self._progress,
+        try:
+            done = await self._work(broadcast, model)
+            update = self._keep(model, done)
+        except BaseException:
+            desk.outbox.remove(task.task_id)
+            raise
+        return await (send(desk, update) if update else self._report(done))
+
+    async def _work(self, broadcast: Path | None, model: Path) -> Done:
+        """Have the training process do the task."""
+        task, desk = self.task, self._desk
+        job = Job(
+            client=desk.options.name,
+            task=Job.encode_task(task.SerializeToString()),
+            broadcast=str(broadcast or ""),
+            update=str(desk.outbox.prepare(task.task_id)),
+            model=str(model),
+            personal=str(desk.state.run_directory(task.run_id)),
         )
-        self.phase = Phase.SENDING
+        done = await desk.runner.run(job, self._progress)
         self._log.info("task_done", seconds=round(done.seconds, 2), samples=done.samples)
-        if task.kind == common_pb2.TASK_KIND_TRAIN:
-            return await send(desk, desk.outbox.commit(self._meta(done)))
-        if task.kind == common_pb2.TASK_KIND_FINISH:
+        return done
+
+    def _keep(self, model: Path, done: Done) -> Update | None:
+        """Make what was done outlive this process; return the update, if the task sends one."""
+        self.phase = Phase.SENDING
+        if self.task.kind == common_pb2.TASK_KIND_TRAIN:
+            return self._desk.outbox.commit(self._meta(done))
+        if self.task.kind == common_pb2.TASK_KIND_FINISH:
             self._keep_model(model, done)
-        return await self._report(done)
+        return None
 
     async def _broadcast(self) -> Path | None:
         """Fetch the task's payload; older ones go, since only the newest can be asked for again."""
@@ -176,14 +191,17 @@ async def send(desk: Desk, update: Update) -> bool:
     """Send a complete update until the server has it or says that it never wants it.
 
     Accepted, surplus and late updates all leave the outbox. The personal state that belongs to
-    one stays uncounted until the server's next task names it as its base version.
+    one stays uncounted until the server's next task names it as its base version. The end of one
+    that is refused is reported, so that its round does not wait for it until the deadline.
     """
     meta = update.meta
     told = log.bind(run=meta.run_name, round=meta.round, task=meta.task_id)
     try:
         receipt = await upload(desk.peer, update, desk.link)
     except TransferError as error:
-        told.warning("update_dropped", reason=str(error))
+        told.warning("update_dropped", code=error.failure_code, reason=str(error))
+        failure = _failure(error.failure_code, str(error), permanent=False)
+        await desk.connection.report(meta.task_id, failure=failure)
         desk.outbox.remove(meta.task_id)
         return False
     status = _STATUS_WORDS.get(receipt.status, "unknown")

@@ -48,6 +48,12 @@ class Disk:
         self.publish(temporary, target)
 
     def make_directory(self, path: Path) -> Path:
-        """Create a directory with its parents, readable by the owner alone; return it."""
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Create a directory with its parents, readable by the owner alone; return it.
+
+        Its entry in its parent is flushed also when it was there: who made it may have died first.
+        """
+        if not path.parent.exists():
+            self.make_directory(path.parent)
+        path.mkdir(exist_ok=True, mode=0o700)
+        self.sync(path.parent)
         return path

@@ -50,9 +50,16 @@ class StorageError(ClientError):
 
 
 class TransferError(ClientError):
-    """The server will not take or give this payload; trying again would not help."""
+    """The payload will not get through; trying again would not help.
+
+    `failure_code` is what the server is told: the code of its own refusal where it was one.
+    """
 
     code = "transfer"
+
+    def __init__(self, message: str, failure_code: str = code) -> None:
+        super().__init__(message)
+        self.failure_code = failure_code
 
 
 class WorkerError(ClientError):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedclient.disk import Disk
+from fedclient.protocol import Metrics
 
 
 class FinishedModel(BaseModel):
     """A run's result for this client; lies beside the model with the suffix `.json`."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True)
 
     run_id: str
     run_name: str
@@ -24,7 +24,7 @@ class FinishedModel(BaseModel):
     """Name of the packed model, a payload in named mode (docs/wire-format.md)."""
     size: int
     """Bytes of the packed model."""
-    metrics: Mapping[str, float] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=dict)
     """Of the packed file as it was read again."""
 
 

@@ -34,7 +34,8 @@ class ClientOptions:
     tier: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     threads: int = 0
-    """Training threads; 0 shares the cores among the clients of this machine."""
+    """Training threads; 0 shares the cores among the clients of this machine. Who needs results
+    that repeat gives a number: the share depends on which clients run when a run starts."""
     memory_limit: int = 0
     """Bytes of data the training process may hold; 0 for no limit."""
     device: str = "cpu"

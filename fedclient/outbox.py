@@ -6,14 +6,14 @@ belongs to it are on the disk. A folder without it is work cut short, and is rem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from structlog.stdlib import get_logger
 
 from fedclient.disk import Disk
+from fedclient.protocol import Metrics
 from fedclient.state import file_word
 
 log = get_logger()
@@ -32,8 +32,8 @@ class UpdateMeta(BaseModel):
     """Hexadecimal."""
     size: int
     samples: int
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    train_seconds: float
+    metrics: Metrics = Field(default_factory=dict)
+    train_seconds: FiniteFloat
     restarted: bool = False
 
 
@@ -56,7 +56,6 @@ class Outbox:
         folder = self._folder(task_id)
         self._disk.remove(folder)
         self._disk.make_directory(folder)
-        self._disk.sync(self._directory)
         return folder / "update.payload"
 
     def commit(self, meta: UpdateMeta) -> Update:

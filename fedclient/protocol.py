@@ -6,16 +6,20 @@ import base64
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter
 
 LINE_LIMIT = 16 * 1024**2
 """Bytes of one line at most."""
 
 
-class Message(BaseModel):
-    """Base of all messages. NaN and infinity travel as such: a metric may be either."""
+Metrics = Mapping[str, FiniteFloat]
+"""Metrics by name. Execution drops NaN and infinity, which JSON cannot say."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def line(self) -> bytes:
         """Return the message as one line."""
@@ -61,7 +65,7 @@ class Progress(Message):
     """How far a task is."""
 
     kind: Literal["progress"] = "progress"
-    fraction: float
+    fraction: FiniteFloat
     peak_memory_bytes: int
 
 
@@ -73,8 +77,8 @@ class Done(Message):
     """Hexadecimal, of the update; empty for kinds of task that send none."""
     size: int = 0
     samples: int = 0
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    seconds: float = 0.0
+    metrics: Metrics = Field(default_factory=dict)
+    seconds: FiniteFloat = 0.0
     restarted: bool = False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -36,6 +37,22 @@ def child_environment(threads: int) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _not_started(error: OSError) -> WorkerError:
+    """Return the error that says why no training process could be started."""
+    said = error.strerror or str(error)
+    if error.errno == errno.ENOMEM:
+        return WorkerError(
+            "out_of_memory",
+            f"this device has too little memory to start the training process ({said}); "
+            f"close other programs",
+        )
+    return WorkerError(
+        "worker_start",
+        f"the training process could not be started: {said}; check that {sys.executable} can be "
+        f"run, and this user's limits of processes and open files (ulimit -u, ulimit -n)",
+    )
 
 
 class WorkerRunner:
@@ -133,19 +150,25 @@ class WorkerRunner:
         await self.stop()  # one that died while idle, or is still ending
         self._setup = setup = self._make_setup()
         self._kills_before, self._peak = self._oom_kills(), 0
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=child_environment(setup.threads),
-            limit=LINE_LIMIT,
-            start_new_session=True,  # Ctrl-C reaches the daemon alone, which then ends this one
-        )
+        self._process = await self._start(setup.threads)
         log.info("worker_started", pid=self._process.pid, threads=setup.threads)
         assert self._process.stderr is not None
         self._log_task = asyncio.create_task(self._relay(self._process.stderr))
         await self._send(setup.line())
+
+    async def _start(self, threads: int) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=child_environment(threads),
+                limit=LINE_LIMIT,
+                start_new_session=True,  # Ctrl-C reaches the daemon alone, which then ends this one
+            )
+        except OSError as error:
+            raise _not_started(error) from None
 
     async def _send(self, line: bytes) -> None:
         assert self._process is not None

@@ -23,7 +23,7 @@ from fedclient.personal import PersonalFiles
 from fedclient.pipes import claim_standard_streams
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
-from motley.errors import MotleyError
+from motley.errors import LostStateError, MotleyError
 from motley.messages import task_from_proto
 from motley.task import TaskSpec
 from motley.wire.stubs import common_pb2
@@ -52,17 +52,17 @@ class TrainingProcess:
 
     def answer(self, job: Job) -> None:
         """Run a job and say what came of it; no exception leaves."""
+        message = common_pb2.Task.FromString(job.task_bytes())
         try:
-            reply: Message = self._done(self._run(job))
+            reply: Message = self._done(self._run(job, task_from_proto(message, job.client)))
         except Exception as error:  # whatever user code raises is reported, not fatal
             traceback.print_exc()
-            reply = failure(error, self._setup.memory_limit)
+            reply = failure(error, self._setup.memory_limit, may_restart=message.fresh_if_lost)
         self._say(reply)
 
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, job: Job, task: TaskSpec) -> Outcome:
         import torch
 
-        task = task_from_proto(common_pb2.Task.FromString(job.task_bytes()), job.client)
         torch.set_num_threads(task.threads or self._setup.threads)
         executor = self._executor_for(task)
         return executor.run(
@@ -89,15 +89,15 @@ class TrainingProcess:
         now = time.monotonic()
         if now - self._told >= PROGRESS_SECONDS:
             self._told = now
-            self._say(Progress(fraction=float(fraction), peak_memory_bytes=peak_bytes()))
+            told = min(1.0, max(0.0, float(fraction)))  # 0 for a NaN of the algorithm's
+            self._say(Progress(fraction=told, peak_memory_bytes=peak_bytes()))
 
     def _done(self, outcome: Outcome) -> Done:
-        metrics = {name: float(value) for name, value in outcome.metrics.items()}
         return Done(
             sha256=outcome.payload.sha256.hex() if outcome.payload else "",
             size=outcome.payload.size if outcome.payload else 0,
             samples=outcome.samples,
-            metrics={**metrics, "peak_memory_bytes": float(peak_bytes())},
+            metrics={**outcome.metrics, "peak_memory_bytes": float(peak_bytes())},
             seconds=outcome.seconds,
             restarted=outcome.restarted,
         )
@@ -108,8 +108,11 @@ class TrainingProcess:
             rest = rest[self._replies.write(rest) :]
 
 
-def failure(error: Exception, memory_limit: int) -> Failed:
-    """Return what the server is told of an exception."""
+def failure(error: Exception, memory_limit: int, *, may_restart: bool) -> Failed:
+    """Return what the server is told of an exception.
+
+    `may_restart`: the run lets this client go on with a fresh personal state.
+    """
     peak = peak_bytes()
     if isinstance(error, MotleyError):
         code, message = error.code, str(error)
@@ -119,7 +122,7 @@ def failure(error: Exception, memory_limit: int) -> Failed:
         code, message = "plan", f"the run's settings are not understood here: {error}"
     else:
         code, message = "crash", traceback.format_exception_only(error)[-1].strip()
-    permanent = code in PERMANENT
+    permanent = code in PERMANENT and not (code == LostStateError.code and may_restart)
     return Failed(code=code, message=message, permanent=permanent, peak_memory_bytes=peak)
 
 

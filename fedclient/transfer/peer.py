@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ FINAL = frozenset(
     }
 )
 """The server understood and said no; trying again would hear the same."""
+
+_REFUSAL = re.compile(r"\[([a-z_]+)\] ")
+"""How the server's words begin: the code of its error."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -68,4 +72,7 @@ class Peer:
 def raise_if_final(error: grpc.aio.AioRpcError, what: str) -> None:
     """Raise TransferError with the server's words when another attempt would not help."""
     if error.code() in FINAL:
-        raise TransferError(f"{what}: {error.details() or error.code().name}") from None
+        said = error.details() or error.code().name
+        named = _REFUSAL.match(said)
+        code = named[1] if named else error.code().name.lower()
+        raise TransferError(f"{what}: {said}", code) from None

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from structlog.stdlib import get_logger
 
-from fedclient.errors import TransferError
+from fedclient.errors import StorageError, TransferError
 from fedclient.outbox import Update
 from fedclient.transfer.peer import Peer, raise_if_final
 from fedclient.transfer.speed import LinkRecord
@@ -173,7 +173,8 @@ def _check_file(update: Update) -> None:
     if file_sha256(update.payload).hex() != update.meta.sha256:
         raise TransferError(
             f"the update of task {update.meta.task_id} was damaged on this device's disk; "
-            f"check the disk that holds {update.payload.parent}"
+            f"check the disk that holds {update.payload.parent}",
+            StorageError.code,
         )
 
 

@@ -49,7 +49,10 @@ class FakeServer(FederationServicer):
     """Bytes after which the next streams break, in both directions; empty: none breaks."""
     damage_frames: int = 0
     final: grpc.StatusCode | None = None
-    """Status with which every upload is refused."""
+    """Status with which every upload is refused, in the words `refusal`."""
+    refusal: str = "scripted refusal"
+    report_status: grpc.StatusCode | None = None
+    """Status with which every report is refused, after it was noted."""
     down_offsets: list[int] = field(default_factory=list)
     up_offsets: list[int] = field(default_factory=list)
     partial: dict[str, bytearray] = field(default_factory=dict)
@@ -156,7 +159,7 @@ class FakeServer(FederationServicer):
         opening = (await requests.__anext__()).open
         self.opens[opening.task_id] = opening
         if self.final:
-            await context.abort(self.final, "scripted refusal")
+            await context.abort(self.final, self.refusal)
         if opening.task_id in self.updates:
             yield self._receipt(opening, duplicate=True)
             return
@@ -185,6 +188,8 @@ class FakeServer(FederationServicer):
     ) -> fed.ReportReply:
         self.reports.append(request)
         self._changed.set()
+        if self.report_status:
+            await context.abort(self.report_status, "scripted refusal")
         return fed.ReportReply()
 
     def _receipt(self, opening: fed.UploadOpen, duplicate: bool) -> fed.UploadReply:

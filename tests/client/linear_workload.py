@@ -1,7 +1,8 @@
 """A user's workload for tests: one linear layer, and a way to misbehave.
 
-The misbehaviour comes from the data spec: `synthetic?mode=kill&mark=FILE` misbehaves as long as
-FILE is there, and removes it first, so that the next task goes well.
+The data spec names a file: with `synthetic?mark=FILE` training misbehaves as FILE says (kill,
+raise, hang, memory) as long as it is there. All but `memory` remove it first, so that the next
+task goes well.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 class Linear(Workload):
     version = 3
 
-    def __init__(self, mode: str = "") -> None:
-        self._mode = mode
+    def __init__(self) -> None:
         self._mark = Path("/nonexistent")
 
     def variants(self):
@@ -29,7 +29,6 @@ class Linear(Workload):
     def load(self, spec: DataSpec) -> LocalData:
         print("loading data")  # must not disturb the daemon's pipe
         os.system("echo from a child process")
-        self._mode = spec.options.get("mode", self._mode)
         self._mark = Path(spec.options.get("mark", "/nonexistent"))
         rng = np.random.default_rng(0)
         inputs = rng.normal(size=(40, 4)).astype(np.float32)
@@ -38,17 +37,17 @@ class Linear(Workload):
 
     def loss(self, outputs, targets):
         print("{}")
-        if self._mode and self._mark.exists():
-            self._misbehave()
+        if self._mark.exists():
+            self._misbehave(self._mark.read_text())
         return super().loss(outputs, targets)
 
-    def _misbehave(self):
-        if self._mode == "memory":
+    def _misbehave(self, mode):
+        if mode == "memory":
             torch.ones(4 * 1024**3 // 4)
         self._mark.unlink()
-        if self._mode == "kill":
+        if mode == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._mode == "raise":
+        if mode == "raise":
             raise ValueError("a user's mistake")
-        if self._mode == "hang":
+        if mode == "hang":
             signal.pause()

@@ -27,6 +27,10 @@ def plan(**settings: float) -> pb.Plan:
     )
 
 
+def ended(server: FakeServer, task: pb.Task) -> bool:
+    return any(report.task_id == task.task_id for report in server.reports)
+
+
 def test_a_task_goes_from_offer_to_receipt(options, daemon, linear_broadcast):
     async def body():
         server = await FakeServer().start()
@@ -53,12 +57,13 @@ def test_a_task_goes_from_offer_to_receipt(options, daemon, linear_broadcast):
     run(body)
 
 
-def test_a_finished_model_is_kept_with_its_metrics(options, daemon, linear_broadcast):
+def test_an_evaluation_is_reported_and_a_finished_model_kept(options, daemon, linear_broadcast):
     async def body():
         server = await FakeServer().start()
+        server.offer(linear_broadcast, plan=plan(), kind=pb.TASK_KIND_EVALUATE, subject="global")
         server.offer(linear_broadcast, plan=plan(), kind=pb.TASK_KIND_FINISH)
         async with daemon(options(server)) as desk:
-            await server.until(lambda: server.reports)
+            await server.until(lambda: len(server.reports) == 2)
             models = desk.state.root / "models"
             assert sorted(p.name for p in models.iterdir()) == [
                 "demo-run-1.json",
@@ -66,18 +71,9 @@ def test_a_finished_model_is_kept_with_its_metrics(options, daemon, linear_broad
             ]
             folder = desk.state.root / "downloads"
             await server.until(lambda: not list(folder.iterdir()))
-        assert server.reports[0].result.metrics["packed_bytes"] > 0
-
-    run(body)
-
-
-def test_an_evaluation_is_reported(options, daemon, linear_broadcast):
-    async def body():
-        server = await FakeServer().start()
-        server.offer(linear_broadcast, plan=plan(), kind=pb.TASK_KIND_EVALUATE, subject="global")
-        async with daemon(options(server)):
-            await server.until(lambda: server.reports)
-        assert 0 <= server.reports[0].result.metrics["accuracy"] <= 1
+        evaluated, finished = server.reports
+        assert 0 <= evaluated.result.metrics["accuracy"] <= 1
+        assert finished.result.metrics["packed_bytes"] > 0
 
     run(body)
 
@@ -95,23 +91,24 @@ def test_an_unmapped_workload_names_the_option_to_use(options, daemon):
     run(body)
 
 
-@pytest.mark.parametrize(
-    ("mode", "code", "words"),
-    [("kill", "worker_died", "SIGKILL"), ("raise", "crash", "ValueError: a user's mistake")],
-)
 def test_a_task_that_dies_is_reported_and_the_next_one_works(
-    options, daemon, linear_broadcast, tmp_path, mode, code, words
+    options, daemon, linear_broadcast, tmp_path
 ):
     async def body():
         server, mark = await FakeServer().start(), tmp_path / "mark"
-        mark.touch()
-        server.offer(linear_broadcast, plan=plan())
-        async with daemon(options(server, data=f"x?mode={mode}&mark={mark}")):
-            await server.until(lambda: server.reports)
-            failure = server.reports[0].failure
-            assert failure.code == code
-            assert words in failure.message
-            assert not failure.permanent
+        async with daemon(options(server, data=f"x?mark={mark}")) as desk:
+            for mode, code, words in [
+                ("raise", "crash", "ValueError: a user's mistake"),
+                ("kill", "worker_died", "SIGKILL"),
+            ]:
+                mark.write_text(mode)
+                task = server.offer(linear_broadcast, plan=plan(), task_id=mode)
+                await server.until(lambda task=task: ended(server, task))
+                failure = server.reports[-1].failure
+                assert failure.code == code
+                assert words in failure.message
+                assert not failure.permanent
+                assert not list((desk.state.root / "outbox").iterdir()), "nothing is left behind"
             after = server.offer(linear_broadcast, plan=plan(), task_id="after")
             await server.until(lambda: after.task_id in server.updates)
 
@@ -121,9 +118,9 @@ def test_a_task_that_dies_is_reported_and_the_next_one_works(
 def test_a_memory_limit_ends_in_out_of_memory(options, daemon, linear_broadcast, tmp_path):
     async def body():
         server, mark = await FakeServer().start(), tmp_path / "mark"
-        mark.touch()
+        mark.write_text("memory")
         server.offer(linear_broadcast, plan=plan())
-        limited = options(server, data=f"x?mode=memory&mark={mark}", memory_limit=2 * 1024**3)
+        limited = options(server, data=f"x?mark={mark}", memory_limit=2 * 1024**3)
         async with daemon(limited):
             await server.until(lambda: server.reports)
             failure = server.reports[0].failure
@@ -149,20 +146,25 @@ def test_the_idle_training_process_is_ended(options, daemon, linear_broadcast):
     run(body)
 
 
-def test_a_heartbeat_that_offers_another_task_ends_stale_training(
+def test_a_heartbeat_that_names_a_task_of_any_run_ends_stale_training(
     options, daemon, linear_broadcast, tmp_path
 ):
     async def body():
         server, mark = await FakeServer().start(), tmp_path / "mark"
-        mark.touch()
+        mark.write_text("hang")
         server.offer(linear_broadcast, plan=plan())
-        fresh = server.offer(linear_broadcast, plan=plan(), task_id="fresh", round=2)
-        server.on_heartbeat = lambda: None if mark.exists() else fresh
-        hanging = options(server, data=f"x?mode=hang&mark={mark}")
-        async with daemon(hanging, heartbeat=0.05):
-            await server.until(lambda: "fresh" in server.updates)
-        assert set(server.updates) == {"fresh"}
-        assert not server.reports
+        other = server.offer(
+            linear_broadcast, plan=plan(), task_id="other", run_id="run-2", run_name="older",
+            kind=pb.TASK_KIND_FINISH,
+        )  # fmt: skip
+        server.on_heartbeat = lambda: None if mark.exists() else other
+        hanging = options(server, data=f"x?mark={mark}")
+        async with daemon(hanging, heartbeat=0.05) as desk:
+            await server.until(lambda: ended(server, other))
+            await server.until(lambda: not list((desk.state.root / "outbox").iterdir()))
+        assert [report.task_id for report in server.reports] == ["other"]
+        assert server.reports[0].WhichOneof("outcome") == "result"
+        assert not server.updates
         assert any(request.working_on for request in server.check_ins)
 
     run(body)
@@ -195,7 +197,7 @@ def test_a_task_whose_update_is_kept_is_not_trained_again(options, daemon):
     run(body)
 
 
-def test_the_daemon_waits_for_a_server_that_restarts(options, daemon, linear_broadcast):
+def test_the_daemon_waits_for_a_server_that_restarts(options, daemon):
     async def body():
         server = await FakeServer().start()
         async with daemon(options(server)):
@@ -204,7 +206,7 @@ def test_the_daemon_waits_for_a_server_that_restarts(options, daemon, linear_bro
             seen = len(server.check_ins)
             await server.start()
             await server.until(lambda: len(server.check_ins) > seen)
-            server.offer(linear_broadcast, plan=plan())
-            await server.until(lambda: server.updates)
+            task = server.offer(workload="speech")
+            await server.until(lambda: ended(server, task))
 
     run(body)

@@ -89,6 +89,16 @@ def test_cores_are_divided_by_the_clients_of_this_machine(tmp_path):
     assert 1 <= training_threads(0) <= cores()
 
 
+def test_the_share_of_the_cores_is_told_anew_at_every_check_in(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedclient.device.cores", lambda: 8)
+    shared = loaded(options(tmp_path), tmp_path / "a.json", Measure())
+    fixed = loaded(options(tmp_path, threads=2), tmp_path / "b.json", Measure())
+    for clients, share in [(1, 8), (3, 2), (20, 1)]:
+        monkeypatch.setattr("fedclient.device.clients_on_this_machine", lambda n=clients: n)
+        assert shared.profile(LinkSpeed()).threads == share
+        assert fixed.profile(LinkSpeed()).threads == 2
+
+
 @pytest.mark.processes
 def test_the_measuring_process_measures(tmp_path):
     from fedclient.device import measure_in_child

@@ -77,7 +77,7 @@ def test_sigterm_leaves_cleanly_and_the_idle_daemon_is_small(tmp_path):
 
 def test_sigterm_amid_training_ends_the_training_process(tmp_path, linear_broadcast):
     mark = tmp_path / "mark"
-    mark.touch()
+    mark.write_text("hang")
 
     async def body():
         server = await FakeServer().start()
@@ -85,7 +85,7 @@ def test_sigterm_amid_training_ends_the_training_process(tmp_path, linear_broadc
 
         server.offer(linear_broadcast, plan=plan())
         process = await started(
-            [*start_command(server.address, tmp_path / "s"), "--data", f"x?mode=hang&mark={mark}"]
+            [*start_command(server.address, tmp_path / "s"), "--data", f"x?mark={mark}"]
         )
         await server.until(lambda: not mark.exists())
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -101,7 +101,7 @@ def test_sigterm_amid_training_ends_the_training_process(tmp_path, linear_broadc
 
 def test_the_training_process_does_not_outlive_a_killed_daemon(tmp_path, linear_broadcast):
     mark = tmp_path / "mark"
-    mark.touch()
+    mark.write_text("hang")
 
     async def body():
         server = await FakeServer().start()
@@ -109,7 +109,7 @@ def test_the_training_process_does_not_outlive_a_killed_daemon(tmp_path, linear_
 
         server.offer(linear_broadcast, plan=plan())
         process = await started(
-            [*start_command(server.address, tmp_path / "s"), "--data", f"x?mode=hang&mark={mark}"]
+            [*start_command(server.address, tmp_path / "s"), "--data", f"x?mark={mark}"]
         )
         await server.until(lambda: not mark.exists())
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -185,6 +185,16 @@ def test_usage_errors_end_with_status_2(tmp_path, more, words):
     assert isinstance(result.exception, OptionError)
     assert result.exception.exit_status == 2
     assert words in str(result.exception)
+
+
+def test_the_help_says_when_to_give_threads():
+    from typer.main import get_command
+
+    from fedclient.cli import app
+
+    start = get_command(app).commands["start"]  # type: ignore[attr-defined]
+    (threads,) = (option for option in start.params if option.name == "threads")
+    assert "Give a number where a run's result must repeat" in threads.help
 
 
 def test_tls_cannot_be_asked_for_yet(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from fedclient.disk import Disk
 from fedclient.errors import StateDirectoryError, StorageError
+from fedclient.outbox import Outbox
 from fedclient.personal import PersonalFiles
 from fedclient.state import StateDirectory
 
@@ -38,6 +39,17 @@ class CrashingDisk(Disk):
         self._step()
         super().remove(path)
         self._step()
+
+
+class NotingDisk(Disk):
+    """Notes which files and directories were flushed."""
+
+    def __init__(self) -> None:
+        self.synced: set[Path] = set()
+
+    def sync(self, path: Path) -> None:
+        super().sync(path)
+        self.synced.add(path)
 
 
 def values(number: float) -> dict[str, np.ndarray]:
@@ -100,6 +112,31 @@ def test_saving_keeps_the_counted_state_whatever_happens(tmp_path, at):
     with contextlib.suppress(CrashError):
         PersonalFiles(folder, CrashingDisk(at)).save("t3", values(3))
     assert holds(PersonalFiles(folder), "t1", 1)
+
+
+def test_a_first_state_is_reached_after_a_power_cut(tmp_path):
+    """Every directory on the way to it must be flushed, the run's own entry in `runs` too."""
+    disk = NotingDisk()
+    PersonalFiles(tmp_path / "runs" / "run-1", disk).save("t1", values(1))
+    assert {tmp_path, tmp_path / "runs"} <= disk.synced
+
+
+def test_made_directories_are_flushed_and_the_owners_alone(tmp_path):
+    disk = NotingDisk()
+    made = disk.make_directory(tmp_path / "a" / "b" / "c")
+    assert disk.synced == {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (made, *list(made.parents)[:2]))
+    disk.synced.clear()
+    disk.make_directory(made)
+    assert made.parent in disk.synced, "who made it may have died before flushing"
+
+
+def test_outbox_folders_are_flushed(tmp_path):
+    disk = NotingDisk()
+    outbox = Outbox(tmp_path / "outbox", disk)
+    folder = outbox.prepare("t1").parent
+    assert {tmp_path, tmp_path / "outbox"} <= disk.synced
+    assert folder.is_dir()
 
 
 def test_a_spoiled_state_is_lost_not_wrong(tmp_path):

@@ -9,10 +9,11 @@ import grpc
 import pytest
 from client_cases import put_update, random_bytes
 from fake_server import FRAME, FakeServer, run
+from pydantic import ValidationError
 
 from fedclient.desk import send
 from fedclient.errors import TransferError
-from fedclient.outbox import Outbox
+from fedclient.outbox import Outbox, UpdateMeta
 from fedclient.transfer.download import DAMAGED_ATTEMPTS, download
 from fedclient.transfer.peer import Patience
 from fedclient.transfer.speed import LinkRecord
@@ -132,15 +133,45 @@ def test_upload_survives_a_restart_of_the_server(options, desk):
     run(body)
 
 
-@pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"])
-def test_a_final_refusal_drops_the_update(options, desk, status):
+@pytest.mark.parametrize(
+    ("status", "words", "code"),
+    [
+        ("INVALID_ARGUMENT", "[update] tensor w is not finite", "update"),
+        ("NOT_FOUND", "[unknown_task] no task 'task-1'", "unknown_task"),
+        ("FAILED_PRECONDITION", "words without a code", "failed_precondition"),
+    ],
+)
+def test_a_final_refusal_drops_the_update_and_is_reported(options, desk, status, words, code):
     async def body():
-        server = await FakeServer(final=grpc.StatusCode[status]).start()
+        server = await FakeServer(final=grpc.StatusCode[status], refusal=words).start()
         async with desk(options(server)) as made:
             assert not await send(made, put_update(made.outbox, b"x" * 100))
             assert made.outbox.recover() == []
+        (report,) = server.reports
+        assert (report.task_id, report.failure.code) == ("task-1", code)
+        assert words in report.failure.message
+        assert not report.failure.permanent
 
     run(body)
+
+
+def test_a_dropped_update_of_a_task_that_the_server_forgot_is_no_trouble(options, desk):
+    async def body():
+        gone = grpc.StatusCode.NOT_FOUND
+        server = await FakeServer(final=gone, report_status=gone).start()
+        async with desk(options(server)) as made:
+            assert not await send(made, put_update(made.outbox, b"x" * 100))
+            assert made.outbox.recover() == []
+        assert len(server.reports) == 1
+
+    run(body)
+
+
+def test_metrics_of_a_kept_update_are_finite(tmp_path):
+    kept = put_update(Outbox(tmp_path), b"whole")
+    for number in ("nan", "inf"):
+        with pytest.raises(ValidationError, match="finite"):
+            UpdateMeta(**{**kept.meta.model_dump(), "metrics": {"loss": float(number)}})
 
 
 def test_a_stream_that_stops_is_broken_off_after_the_idle_time(options, desk):
@@ -184,5 +215,6 @@ def test_an_update_that_the_disk_spoiled_is_not_sent_for_ever(options, desk):
             update = put_update(made.outbox, random_bytes(5000))
             update.payload.write_bytes(bytes(5000))
             assert not await send(made, update)
+        assert server.reports[0].failure.code == "storage"
 
     run(body)

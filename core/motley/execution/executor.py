@@ -7,6 +7,7 @@ and the local data: no clock, no global generator, no network.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, ClientContext, Tensors
@@ -35,6 +37,8 @@ from motley.wire import (
 )
 from motley.workload import LocalData, Variant, Workload
 
+log = get_logger()
+
 
 class PersonalStore(Protocol):
     """Versions of one run's personal state; a version is the id of the task that made it."""
@@ -54,6 +58,7 @@ class Outcome:
     """The encoded update; None for kinds of task that send none."""
     samples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    """All finite."""
     seconds: float = 0.0
     restarted: bool = False
     """Whether the personal state was lost and started afresh."""
@@ -88,7 +93,8 @@ class Executor:
             progress: called with the finished fraction, 0 to 1.
 
         Raises:
-            LostStateError: the personal state is gone and the run excludes such clients.
+            LostStateError: the personal state is gone, and the task is no training that may start
+                afresh.
             PayloadError: the broadcast is not what the task names.
             PlanError: the plan asks for what this workload does not have.
             TrainingError: the loss or an updated value is not finite.
@@ -117,7 +123,7 @@ class Executor:
         return Outcome(
             payload=outcome.payload,
             samples=outcome.samples,
-            metrics=outcome.metrics,
+            metrics=_finite_metrics(outcome.metrics, task),
             seconds=time.monotonic() - started,
             restarted=restarted,
         )
@@ -211,12 +217,43 @@ def _personal_state(
     if not algorithm.keeps_personal_state or not task.base_version:
         return None, False
     state = personal.load(task.base_version)
-    if state is None and not task.fresh_if_lost:
+    if state is not None:
+        return state, False
+    lost = f"personal state {task.base_version} of run {task.run_name}"
+    if not task.fresh_if_lost:
         raise LostStateError(
-            f"personal state {task.base_version} of run {task.run_name} is not on this device, and "
-            f"the run excludes clients that lost theirs (on_lost_state = exclude)"
+            f"{lost} is not on this device, and the run excludes clients that lost theirs "
+            f"(on_lost_state = exclude)"
         )
-    return state, state is None
+    if task.kind is TaskKind.FINISH:
+        raise LostStateError(
+            f"{lost} is not on this device: there is no trained model to finish, and an untrained "
+            f"one would be no result; put the state directory back, or train in a new run"
+        )
+    if task.kind is TaskKind.EVALUATE:
+        raise LostStateError(
+            f"{lost} is not on this device: an untrained model's scores would say nothing about "
+            f"this client; its next training starts afresh (on_lost_state = restart)"
+        )
+    return None, True
+
+
+def _finite_metrics(metrics: Mapping[str, float], task: TaskSpec) -> dict[str, float]:
+    """Return the metrics without NaN and infinity: JSON cannot say them, no mean can use them."""
+    kept = {}
+    for name, value in metrics.items():
+        if math.isfinite(value):
+            kept[name] = float(value)
+        else:
+            log.warning(
+                "metric_dropped",
+                metric=name,
+                value=str(float(value)),
+                run=task.run_name,
+                round=task.round,
+                reason="not finite",
+            )
+    return kept
 
 
 def _check_finite(tensors: Tensors, task: TaskSpec) -> None:
