@@ -1,167 +1,260 @@
-"""QuPeD against training alone on the small demo: six devices in three tiers, few samples each.
+"""QuPeD against training alone on the demo, without its processes: same run files, same figures.
 
-    python benchmarks/demo_tuning.py
+    python benchmarks/demo_tuning.py                      # what the run files say, seeds 0 to 4
+    python benchmarks/demo_tuning.py --seeds 100 101 --only quped --set quped.learning_rate=0.2
 
-Both halves of each algorithm run in this process, without a network: the settings here are those of
-the demo's run files. The digits are shared out to six clients, four classes and forty training
-samples each; what is left of a client's share is its test set. A seed sets the partition, initial
-models and batches. Accuracy is that of each client's deployed model (hard-quantized, after the last
-round; no round is chosen by its accuracy), averaged over clients. Training alone takes the same
-steps at the same bit-widths with a learning rate of its own. QuPeD's settings were chosen on
-seeds 100 to 102 and are reported on seeds 0 to 4. Alone, rates of 0.1 to 0.5 were tried on seeds
-100 to 108: from 0.3 on whole clients diverge, 0.1 and 0.2 are about equal. Of these two the one
-that does better alone on the reported seeds is taken, which makes the gain the smaller.
+Clients and their tiers are those of `examples/demo.py`, settings and tiers those of the two run
+files there. Every task goes through the daemons' executor and every round through the server's
+fold, in this process and without a network, so a seed's figures are those of
+`examples/demo.py --seed SEED`. A seed sets the partition (four classes and forty training samples
+a client; the rest of its share is its test set), the initial models and the batches.
+
+Accuracy is that of each client's packed model after the last round, read back from its file; no
+round is chosen by its accuracy. Settings are chosen on seeds from 100 on and reported on 0 to 4.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import statistics
-import time
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
 import torch
 from report import Ratio, report
 
+from fedserver.aggregation.fold import Contribution, fold
 from motley.algorithms import registry
-from motley.algorithms.base import Algorithm, ClientContext, Member, Moment, Tensors
-from motley.models.units import load_tensors, unit_table
-from motley.plan import FULL_PRECISION
+from motley.algorithms.base import Algorithm, Member, Moment, Tensors
+from motley.execution.executor import Executor
+from motley.runfile import RunFile, Tier, parse
 from motley.task import TaskKind, TaskSpec
-from motley.training.evaluation import evaluate
 from motley.training.personal import initial_tensors
-from motley.workload import DataSpec, LocalData, Scalar
+from motley.wire import encode_dense, write_payload
+from motley.workload import DataSpec, Scalar
 from motley.workloads.digits import Digits
 
-GLOBAL = "cnn1"
-TIERS = (("phone", "cnn1", 1), ("jetson", "cnn1", 2), ("pc", "cnn2", FULL_PRECISION))
-CLIENTS = 6
-ROUNDS = 100
-COMMON: dict[str, Scalar] = {"local_steps": 10, "batch_size": 20, "iterations_per_epoch": 20}
-SETTINGS: dict[str, dict[str, Scalar]] = {
-    "quped": {**COMMON, "learning_rate": 0.3, "shared_rate": 0.5, "distillation": 0.4},
-    "local": {**COMMON, "learning_rate": 0.2},
-}
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+RUN_FILES = {"local": "digits-alone.toml", "quped": "digits-quped.toml"}
+CLIENTS: dict[str, str] = runpy.run_path(str(EXAMPLES / "demo.py"))["CLIENTS"]
+"""Tier by client, in the order of the data specs' client indices."""
+Accuracies = dict[str, float]
+"""Accuracy by client, in percent."""
+
+
+@dataclass
+class MemoryStore:
+    """The newest personal state of a client."""
+
+    version: str = ""
+    tensors: Tensors = field(default_factory=dict)
+
+    def load(self, version: str) -> Tensors | None:
+        return self.tensors if version == self.version else None
+
+    def save(self, version: str, tensors: Tensors) -> None:
+        self.version, self.tensors = version, tensors
 
 
 class Device:
-    """One client with its data and personal state."""
+    """One client of the demo: its data, its personal state and its place in the run."""
 
-    def __init__(self, index: int, seed: int) -> None:
-        tier, self.variant, self.bits = TIERS[index // 2]
-        self.name = f"{tier}-{index % 2 + 1}"
-        spec = f"digits?clients={CLIENTS}&client={index}&classes=4&train=40&seed={seed}"
-        self.data: LocalData = Digits().load(DataSpec.parse(spec))
-        self.personal: Tensors | None = None
-
-    def context(self, algorithm: Algorithm, round_: int, rounds: int, seed: int) -> ClientContext:
-        variant = Digits().variants()[self.variant]
-        member = Member(
-            name=self.name,
-            tier=self.name,
-            variant=self.variant,
-            units=unit_table(variant.build(), variant.quantized),
-            bits=self.bits,
+    def __init__(self, index: int, name: str, tier: Tier, runfile: RunFile, seed: int) -> None:
+        spec = f"digits?clients={len(CLIENTS)}&client={index}&classes=4&train=40&seed={seed}"
+        workload, wire = Digits(), runfile.wire
+        self.executor = Executor(workload, workload.load(DataSpec.parse(spec)))
+        self.store = MemoryStore()
+        variant = tier.variant or next(iter(workload.variants()))
+        self.member = Member(
+            name=name,
+            tier=tier.name,
+            variant=variant,
+            units=self.executor.table(variant),
+            bits=tier.bits,
+            up_bits=wire.up_bits if tier.up_bits is None else tier.up_bits,
+            down_bits=wire.down_bits if tier.down_bits is None else tier.down_bits,
+            settings=tier.settings,
         )
+
+
+class Federation:
+    """A run file's six devices and their shared model, trained round by round."""
+
+    def __init__(self, runfile: RunFile, seed: int, folder: Path) -> None:
+        self.runfile, self.seed, self.folder = runfile, seed, folder
+        self.algorithm: Algorithm = registry.find(runfile.run.algorithm).configure(runfile.settings)
+        tiers = {tier.name: tier for tier in runfile.tiers}
+        self.devices = [
+            Device(index, name, tiers[tier], runfile, seed)
+            for index, (name, tier) in enumerate(CLIENTS.items())
+        ]
+        self.broadcast: Path | None = None
+        self.digest = b""
+        self.variant = runfile.run.global_variant or next(iter(Digits().variants()))
+        self.table = self.devices[0].executor.table(self.variant)
+        if self.algorithm.has_global_model:
+            self.broadcast = folder / "0.payload"
+            tensors = initial_tensors(Digits().variants()[self.variant], self.variant, seed)
+            dense = [(row.name, encode_dense(tensors[row.name])) for row in self.table.rows]
+            self.digest = write_payload(self.broadcast, dense, self.table.tensor_table).sha256
+
+    def train(self) -> Accuracies:
+        """Run all rounds; return what the clients end with."""
+        for round_ in range(1, self.runfile.run.rounds + 1):
+            updates = [self._task(device, TaskKind.TRAIN, round_) for device in self.devices]
+            if self.broadcast is not None:
+                self._fold(self.broadcast, [u for u, _ in updates], round_)
+        last = self.runfile.run.rounds
+        finished = [self._task(device, TaskKind.FINISH, last)[1] for device in self.devices]
+        return {
+            device.member.name: 100 * metrics["accuracy"]
+            for device, metrics in zip(self.devices, finished, strict=True)
+        }
+
+    def _task(
+        self, device: Device, kind: TaskKind, round_: int
+    ) -> tuple[Contribution, Mapping[str, float]]:
+        """Do one task; return the update, which only training has, and the metrics."""
+        rounds, member = self.runfile.run.rounds, device.member
+        plan = self.algorithm.plan(member, Moment(round=round_, rounds=rounds, seed=self.seed))
         task = TaskSpec(
-            task_id=f"{self.name}-{round_}",
-            kind=TaskKind.TRAIN,
-            run_id="demo",
-            run_name="demo",
+            task_id=f"{member.name}-{kind.value}-{round_}",
+            kind=kind,
+            run_id=self.runfile.run.name,
+            run_name=self.runfile.run.name,
             round=round_,
             rounds=rounds,
-            algorithm=algorithm.name,
-            workload="digits",
-            plan=algorithm.plan(member, Moment(round=round_, rounds=rounds, seed=seed)),
-            run_seed=seed,
-            client=self.name,
-            global_variant=GLOBAL if algorithm.has_global_model else "",
+            algorithm=self.algorithm.name,
+            workload=self.runfile.workload.name,
+            plan=plan,
+            run_seed=self.seed,
+            client=member.name,
+            payload_sha256=self.digest,
+            base_version=device.store.version,
+            fresh_if_lost=False,
+            global_variant=self.variant if self.algorithm.has_global_model else "",
         )
-        return ClientContext(task=task, workload=Digits(), data=self.data)
+        update = self.folder / f"{member.name}.update"
+        outcome = device.executor.run(
+            task,
+            personal=device.store,
+            broadcast=self.broadcast,
+            update=update,
+            model=self.folder / f"{member.name}.model",
+        )
+        return Contribution(member.name, update, plan.sends_delta, 1.0), outcome.metrics
+
+    def _fold(self, state: Path, updates: Sequence[Contribution], round_: int) -> None:
+        out = self.folder / f"{round_}.payload"
+        self.digest = fold(
+            table=self.table,
+            state=state,
+            contributions=updates,
+            reducer=self.algorithm.reducer,
+            finish_tile=self.algorithm.finish_tile,
+            out=out,
+        ).sha256
+        state.unlink()
+        self.broadcast = out
 
 
-def mean_of(updates: list[Tensors]) -> Tensors:
-    """Return the plain average, in float64 and back."""
-    return {
-        name: np.mean([u[name] for u in updates], axis=0, dtype=np.float64).astype(values.dtype)
-        for name, values in updates[0].items()
-    }
+def read(algorithm: str, overrides: Sequence[str] = ()) -> RunFile:
+    """Return an algorithm's run file with `ALGORITHM.[TIER.]SETTING=VALUE` laid over it."""
+    path = EXAMPLES / RUN_FILES[algorithm]
+    runfile = parse(path.read_text(), path.name)
+    settings = dict(runfile.settings)
+    of_tiers = {tier.name: dict(tier.settings) for tier in runfile.tiers}
+    for override in overrides:
+        target, _, text = override.partition("=")
+        of, *tier, name = target.split(".")
+        if of == algorithm:
+            (of_tiers[tier[0]] if tier else settings)[name] = value_of(text)
+    tiers = [{**tier.model_dump(), "settings": of_tiers[tier.name]} for tier in runfile.tiers]
+    return RunFile.model_validate({**runfile.model_dump(), "settings": settings, "tiers": tiers})
 
 
-def run(
-    name: str, settings: Mapping[str, Scalar], seed: int, rounds: int
-) -> tuple[dict[str, float], float]:
-    """Return (test accuracy by client in percent, milliseconds of a client's local step)."""
-    algorithm = registry.find(name).configure(settings)
-    devices = [Device(index, seed) for index in range(CLIENTS)]
-    shared: Tensors = {}
-    if algorithm.has_global_model:
-        shared = initial_tensors(Digits().variants()[GLOBAL], GLOBAL, seed)
-    began = time.perf_counter()
-    for round_ in range(1, rounds + 1):
-        updates = []
-        for device in devices:
-            task = device.context(algorithm, round_, rounds, seed)
-            trained = algorithm.train(task, shared, device.personal)
-            device.personal = trained.personal
-            updates.append(trained.update)
-        shared = mean_of(updates)
-    steps = CLIENTS * rounds * algorithm.local_steps
-    milliseconds = (time.perf_counter() - began) * 1e3 / steps
-    scores = {}
-    for device in devices:
-        task = device.context(algorithm, rounds, rounds, seed)
-        variant, tensors = algorithm.model_for(task, "personal", shared, device.personal)
-        module = Digits().variants()[variant].build()
-        load_tensors(module, tensors)
-        scores[device.name] = 100 * evaluate(module, Digits(), device.data.test)["accuracy"]
-    return scores, milliseconds
+def value_of(text: str) -> Scalar:
+    """Return a number, true or false as such and anything else as text."""
+    try:
+        value: Scalar = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value
 
 
-def compare(
-    seeds: list[int], rounds: int, names: list[str], laid_over: Mapping[str, Scalar]
-) -> dict[str, list[float]]:
-    """Return each algorithm's mean accuracy by seed, printing every client's on the way."""
-    means: dict[str, list[float]] = {name: [] for name in names}
-    for seed in seeds:
-        for name in names:
-            scores, cost = run(name, {**SETTINGS[name], **laid_over}, seed, rounds)
-            means[name].append(statistics.fmean(scores.values()))
-            each = "  ".join(f"{client} {score:.1f}" for client, score in scores.items())
-            line = f"seed {seed}  {name:5}  {means[name][-1]:.2f}  ({each}; {cost:.1f} ms a step)"
-            print(line, flush=True)
-    for name, values in means.items():
-        print(f"{name:5}  {dict(laid_over)}  mean {statistics.fmean(values):.2f}", flush=True)
-    return means
+def train(runfile: RunFile, seed: int) -> Accuracies:
+    """Return what each client of a run ends with."""
+    with tempfile.TemporaryDirectory(prefix="motley-tuning-") as folder:
+        return Federation(runfile, seed, Path(folder)).train()
+
+
+def worst(accuracies: Accuracies) -> str:
+    """Return the client that ends lowest, as text."""
+    name = min(accuracies, key=lambda client: accuracies[client])
+    return f"{name} {accuracies[name]:.1f}"
+
+
+def summarise(name: str, results: Sequence[Accuracies]) -> None:
+    """Print an algorithm's mean over seeds and its lowest client."""
+    mean = statistics.fmean(statistics.fmean(one.values()) for one in results)
+    lowest = min(min(one.values()) for one in results)
+    low = sum(accuracy < 85 for one in results for accuracy in one.values())
+    print(f"{name:5}  mean {mean:.2f}  lowest client {lowest:.1f}  below 85 %: {low}", flush=True)
+
+
+def compare(seeds: Sequence[int], results: Mapping[str, Sequence[Accuracies]], name: str) -> None:
+    """Report the gains of QuPeD over training alone, seed by seed and in the mean."""
+    gains, rows = [], []
+    for seed, together, alone in zip(seeds, results["quped"], results["local"], strict=True):
+        of_quped, of_local = statistics.fmean(together.values()), statistics.fmean(alone.values())
+        gains.append(of_quped - of_local)
+        detail = f"QuPeD {of_quped:.2f} (lowest: {worst(together)})"
+        detail += f", alone {of_local:.2f} (lowest: {worst(alone)})"
+        rows.append(Ratio(f"gain, seed {seed}", gains[-1], detail=detail))
+    mean, error = statistics.fmean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+    rows += [
+        Ratio("mean gain", mean, detail=f"standard error {error:.2f}"),
+        Ratio("mean gain in standard errors", mean / error, 2.0, at_least=True),
+        Ratio("smallest gain of a seed", min(gains), -1.0, at_least=True),
+    ]
+    report(
+        name,
+        "accuracy of QuPeD's personal models less that of training alone, in points, mean over "
+        f"the demo's six clients: {', '.join(RUN_FILES.values())}",
+        rows,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--algorithms", nargs="+", default=["quped", "local"])
-    parser.add_argument("--settings", default="{}", help="JSON laid over the settings, for tuning")
+    parser.add_argument("--only", choices=RUN_FILES, help="one algorithm, without a comparison")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="ALGORITHM.[TIER.]SETTING=VALUE",
+        help="settings laid over the run files', for tuning",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    means = compare(options.seeds, options.rounds, options.algorithms, json.loads(options.settings))
-    if len(means) < 2 or len(options.seeds) < 2:
-        return
-    gains = [q - alone for q, alone in zip(means["quped"], means["local"], strict=True)]
-    mean = statistics.fmean(gains)
-    error = statistics.stdev(gains) / len(gains) ** 0.5
-    detail = ", ".join(f"{gain:+.2f}" for gain in gains)
-    report(
-        "demo_tuning",
-        "accuracy of QuPeD's personal models less that of training alone, in points: digits, six "
-        f"clients in three tiers, {options.rounds} rounds, seeds {options.seeds}",
-        [
-            Ratio("mean gain", mean, detail=detail),
-            Ratio("mean gain in standard errors", mean / error, 2.0, at_least=True),
-            Ratio("smallest gain of a seed", min(gains), -1.0, at_least=True),
-        ],
-    )
+    results: dict[str, list[Accuracies]] = {}
+    for name in [options.only] if options.only else RUN_FILES:
+        runfile = read(name, options.set)
+        print(f"{name}: {dict(runfile.settings)}", flush=True)
+        results[name] = []
+        for seed in options.seeds:
+            results[name].append(train(runfile, seed))
+            each = "  ".join(f"{client} {a:.1f}" for client, a in results[name][-1].items())
+            mean = statistics.fmean(results[name][-1].values())
+            print(f"seed {seed}  {name:5}  {mean:.2f}  ({each})", flush=True)
+        summarise(name, results[name])
+    if len(results) == len(RUN_FILES) and len(options.seeds) > 1:
+        compare(options.seeds, results, "demo_tuning_trial" if options.set else "demo_tuning")
 
 
 if __name__ == "__main__":
