@@ -38,7 +38,7 @@ def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
     engine.deadlines.pop(current.id, None)
     if current.kind == "evaluate" or arrived >= max(1, current.minimum):
         now = engine.clock.wall()
-        phases = {"collect": now - current.opened}
+        phases = {**current.phases, "collect": now - current.opened}
         tx.execute(
             update(rounds)
             .where(rounds.c.id == current.id)

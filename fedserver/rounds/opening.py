@@ -77,6 +77,7 @@ def begin(
             goal=min(goal, len(cohort)),
             minimum=minimum,
             seconds_left=deadline,
+            opened=engine.clock.wall(),  # until its broadcasts are encoded
             state_before=run.state,
         )
     ).inserted_primary_key
@@ -189,7 +190,12 @@ def opened(
         )
         woken.add(row.client)
     now = engine.clock.wall()
-    tx.execute(update(rounds).where(rounds.c.id == job.round_id).values(status="open", opened=now))
+    phases = {"open": now - current.opened}
+    tx.execute(
+        update(rounds)
+        .where(rounds.c.id == job.round_id)
+        .values(status="open", opened=now, phases=phases)
+    )
     engine.deadlines[job.round_id] = engine.clock.monotonic() + current.seconds_left
     log.info(
         "round_opened",

@@ -12,10 +12,11 @@ import grpc
 import numpy as np
 import pytest
 from bench import moved, runfile
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedserver.client import ControlError, Operator
 from fedserver.serve import check_address, serve
-from motley.wire import PayloadReader, TensorTable, encode_dense, write_payload
+from motley.wire import PayloadReader, TensorRow, TensorTable, encode_dense, write_payload
 from motley.wire.stubs import common_pb2, federation_pb2, federation_pb2_grpc
 from motley.workloads.digits import Digits
 
@@ -25,8 +26,9 @@ pb = federation_pb2
 class Rig:
     """A server in this process, a raw stub, and an operator."""
 
-    def __init__(self, root: Path, stub: federation_pb2_grpc.FederationStub) -> None:
-        self.root, self.stub = root, stub
+    def __init__(self, root: Path, channel: grpc.aio.Channel) -> None:
+        self.root, self.channel = root, channel
+        self.stub = federation_pb2_grpc.FederationStub(channel)
 
     async def operator(self, function: str, *arguments: object) -> object:
         def call() -> object:
@@ -144,7 +146,7 @@ async def running(root: Path) -> AsyncIterator[Rig]:
         assert not server.done(), server.exception()
         await asyncio.sleep(0.01)
     async with grpc.aio.insecure_channel(ready.read_text()) as channel:
-        yield Rig(root, federation_pb2_grpc.FederationStub(channel))
+        yield Rig(root, channel)
     server.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await server
@@ -252,6 +254,27 @@ def test_spoiled_uploads_change_nothing_and_a_good_one_still_counts(tmp_path: Pa
             await rig.upload(task, good, name="c1")
         receipt = await rig.upload(task, good)
         assert receipt.status == pb.UPDATE_STATUS_ACCEPTED
+
+    scenario(body, tmp_path)
+
+
+def test_an_update_of_another_model_is_refused(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        task, _ = await one_client_run(rig)
+        table = TensorTable([TensorRow("conv1.weight", (6, 1, 3, 3), "float32")])
+        wrong = payload({"conv1.weight": np.zeros((6, 1, 3, 3), np.float32)}, table)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "table"):
+            await rig.upload(task, wrong)
+        assert (await rig.operator("show", "test"))["round"] == 0
+
+    scenario(body, tmp_path)
+
+
+def test_the_standard_health_service_answers(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        health = health_pb2_grpc.HealthStub(rig.channel)
+        reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
     scenario(body, tmp_path)
 
