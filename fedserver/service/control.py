@@ -7,12 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from fedserver.aggregation.replay import Replay, plan_replay
 from fedserver.errors import UnknownRunError
 from fedserver.rounds import view
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.operations import RunDesk
+from fedserver.rounds.replay import Replay, plan_replay
 from fedserver.service.status import RefusedError, abort, refusals
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore

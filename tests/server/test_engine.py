@@ -329,7 +329,7 @@ def test_sample_counts_are_capped(bench: Bench) -> None:
 
 
 def test_replay_agrees_and_finds_damage(bench: Bench) -> None:
-    from fedserver.aggregation.replay import plan_replay
+    from fedserver.rounds.replay import plan_replay
 
     run_id, names = started(bench)
     finish_round(bench, names)
