@@ -156,8 +156,13 @@ def folded(engine: Engine, tx: Connection, job: FoldJob, digest: str, seconds: f
     log.info("round_closed", run=current.run, round=current.round, updates=len(rows))
 
 
-def evaluated(engine: Engine, tx: Connection, round_id: int, extra: dict[str, float]) -> None:
-    """Close an evaluation round with its clients' means and the server's own figures."""
+def evaluated(
+    engine: Engine, tx: Connection, round_id: int, extra: dict[str, float], problem: str = ""
+) -> None:
+    """Close an evaluation round with its clients' means and the server's own figures.
+
+    `problem` says why the server has none.
+    """
     current = tx.execute(select(rounds).where(rounds.c.id == round_id)).one()
     if current.status != "closing":
         return  # stopped meanwhile
@@ -168,7 +173,7 @@ def evaluated(engine: Engine, tx: Connection, round_id: int, extra: dict[str, fl
     tx.execute(
         update(rounds)
         .where(rounds.c.id == round_id)
-        .values(status="closed", state_after=current.state_before, metrics=metrics)
+        .values(status="closed", state_after=current.state_before, metrics=metrics, reason=problem)
     )
     log.info("evaluated", run=current.run, round=current.round, metrics=metrics)
 

@@ -30,6 +30,7 @@ from fedserver.rounds.jobs import FoldJob, HeldOutJob, Job, OpenJob, PrepareJob
 from fedserver.rounds.membership import refusal, tier_for
 from fedserver.rounds.presence import Arrival, Presence
 from fedserver.storage.schema import clients, members, rounds, runs, tasks
+from motley.errors import MotleyError
 
 log = get_logger()
 
@@ -110,6 +111,7 @@ class Engine:
                 )
                 if row is None:
                     raise
+                closing.abandon_open(self, tx, row.id, "the run was put aside")
                 self.set_status(tx, row.id, "paused", f"internal error: {error!r}")
             self._notify(())
             return None
@@ -161,6 +163,11 @@ class Engine:
         status = "failed" if isinstance(job, PrepareJob) else "paused"
         reason = str(error) or repr(error)
         with self.database.begin() as tx:
+            if isinstance(job, HeldOutJob):
+                # The clients' figures stand; nobody's model hangs on the server's own.
+                closing.evaluated(self, tx, job.round_id, {}, f"held-out set: {reason}")
+                self._notify(())
+                return
             found = tx.scalar(select(runs.c.status).where(runs.c.id == job.context.id))
             if found in ACTIVE:  # not stopped meanwhile
                 if isinstance(job, FoldJob):
@@ -302,10 +309,18 @@ class Engine:
         """Return why the run that waits for clients cannot take this one."""
         arrival = self.presence.get(name)
         with self.database.connect() as tx:
-            row = tx.execute(select(runs).where(runs.c.status == "waiting")).first()
-            if row is None or arrival is None:
+            row = tx.execute(select(runs).where(runs.c.status.in_(("waiting", "running")))).first()
+            if row is None or arrival is None or not row.reason:
                 return []
-            why = refusal(self.context(tx, row.id), arrival)
+            member = select(members.c.client).where(
+                members.c.run == row.id, members.c.client == name, members.c.excluded == ""
+            )
+            if row.status == "running" and tx.execute(member).first() is None:
+                return []
+            try:
+                why = refusal(self.context(tx, row.id), arrival)
+            except MotleyError:
+                return []  # the run itself is broken: tick puts it aside
         return [f"run {row.name} cannot take this client: {why}"] if why else []
 
     def tasks_in_hand(self) -> dict[str, set[str]]:

@@ -56,9 +56,10 @@ def begin(
     if len(fresh) >= max(1, minimum):
         candidates = fresh
     if len(candidates) < max(1, minimum):
-        return _wait(
-            tx, run, f"round {number}: {len(candidates)} of {minimum or 1} clients are here"
-        )
+        found = f"{len(candidates)} of {minimum or 1} clients are here"
+        unfit = {m.name: refusal(context, here[m.name]) for m in enrolled if m.name in here}
+        found += "".join(f"; {name}: {why}" for name, why in unfit.items() if why)
+        return _wait(tx, run, f"round {number}: {found}")
     if kind == "evaluate":
         goal = max(1, round(context.runfile.evaluate.fraction * len(candidates)))
     wanted = min(len(candidates), -(-goal * rules.over_select // 1)) if kind == "train" else goal

@@ -97,7 +97,7 @@ class Presence:
         with self._lock:
             before = self._arrivals.get(name)
             if before is not None and before.session == session:
-                self._arrivals[name] = Arrival(**{**vars(before), "seen": now})
+                self._arrivals[name] = Arrival(**{**vars(before), "seen": now, "free": False})
 
     def leave(self, name: str, session: str) -> None:
         """Forget a client that said goodbye."""

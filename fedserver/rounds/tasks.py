@@ -12,7 +12,7 @@ from structlog.stdlib import get_logger
 
 from fedserver.errors import ProtocolError, UnknownTaskError
 from fedserver.rounds.engine import Engine
-from fedserver.storage.schema import members, rounds, tasks
+from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.models.units import UnitTable
 from motley.plan import Plan
 from motley.task import TaskKind, TaskSpec
@@ -67,21 +67,32 @@ class TaskDesk:
 
         A task that was taken before is given again: the client died over it.
         """
-        engine = self._engine
-        with engine.database.begin() as tx:
-            row = tx.execute(
+        with self._engine.database.begin() as tx:
+            rows = tx.execute(
                 select(tasks)
+                .join(runs, runs.c.id == tasks.c.run)
                 .where(tasks.c.client == client, tasks.c.status.in_(("offered", "taken")))
+                .where(runs.c.status.in_(("running", "finished")))
                 .order_by(tasks.c.kind != "finish", tasks.c.id)
-            ).first()
-            if row is None:
-                return None
-            if row.status == "offered":
-                tx.execute(update(tasks).where(tasks.c.id == row.id).values(status="taken"))
+            ).all()
+            for row in rows:
+                spec = self._readable(tx, row)
+                if spec is not None:
+                    return spec
+        return None
+
+    def _readable(self, tx: Connection, row: Any) -> TaskSpec | None:
+        """Give a task out; one whose record cannot be read fails alone, not with its client."""
+        try:
             spec = self._spec(tx, row)
-        log.info(
-            "task_given", run=spec.run_id, client=client, kind=spec.kind.value, round=spec.round
-        )
+        except Exception as error:
+            log.exception("task_broken", run=row.run, client=row.client)
+            values = {"status": "failed", "reason": f"internal error: {error!r}"}
+            tx.execute(update(tasks).where(tasks.c.id == row.id).values(**values))
+            return None
+        if row.status == "offered":
+            tx.execute(update(tasks).where(tasks.c.id == row.id).values(status="taken"))
+        log.info("task_given", run=spec.run_id, client=row.client, kind=row.kind, round=spec.round)
         return spec
 
     def _spec(self, tx: Connection, row: Any) -> TaskSpec:
@@ -246,7 +257,7 @@ class TaskDesk:
                     .values(excluded=f"{code}: {message}")
                 )
                 log.warning("client_excluded", run=row.run, client=client, code=code)
-            elif row.kind == "finish" and row.spec.get("failures", 0) + 1 < FINISH_TRIES:
+            elif self._may_try_again(row):
                 # Nobody else can make this client's model: it is offered again.
                 spec = {**row.spec, "failures": row.spec.get("failures", 0) + 1}
                 tx.execute(
@@ -254,6 +265,11 @@ class TaskDesk:
                 )
                 return False
         return self._end(task_id, "failed", f"{client}: {code}: {message}", {}, 0.0)
+
+    def _may_try_again(self, row: Any) -> bool:
+        is_open = row.status in ("offered", "taken")
+        tries = row.spec.get("failures", 0) + 1
+        return bool(row.kind == "finish" and is_open and tries < FINISH_TRIES)
 
     def _end(
         self, task_id: str, status: str, reason: str, metrics: Mapping[str, float], seconds: float

@@ -9,23 +9,34 @@ from sqlalchemy import Connection, case, func, select
 
 from fedserver.rounds.engine import ENDED, Engine
 from fedserver.storage.schema import clients, members, rounds, runs, tasks
+from motley.errors import MotleyError
 
 
 def run_record(engine: Engine, run: str, *, after_round_id: int = 0) -> dict[str, Any]:
     """Return one run whole; of its history, only rounds recorded after `after_round_id`."""
     with engine.database.connect() as tx:
         row = engine.find(tx, run)
-        context = engine.context(tx, row.id)
         return {
             **_summary(tx, row),
-            "algorithm": context.algorithm.name,
-            "workload": context.runfile.workload.name,
-            "local_steps": context.algorithm.local_steps,
+            **_method(engine, tx, row.id),
             "finish_waiting_present": _finishing(engine, tx, row.id),
             "clients": _clients(tx, row),
             "history": _history(tx, row.id, after_round_id),
             "current": _current(engine, tx, row.id),
         }
+
+
+def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
+    """Return what the run file says; blanks when this version of the program cannot read it."""
+    try:
+        context = engine.context(tx, run_id)
+    except MotleyError:
+        return {"algorithm": "", "workload": "", "local_steps": 0}
+    return {
+        "algorithm": context.algorithm.name,
+        "workload": context.runfile.workload.name,
+        "local_steps": context.algorithm.local_steps,
+    }
 
 
 def list_runs(engine: Engine) -> list[dict[str, Any]]:

@@ -53,6 +53,9 @@ def test_a_run_that_breaks_is_put_aside_and_the_next_one_goes_on(bench: Bench) -
         row = bench.engine.find(tx, run_id)
     assert row.status == "paused"
     assert "internal error" in row.reason
+    assert bench.record(run_id)["status"] == "paused", "and can be shown"
+    assert bench.desk.next_task("c0") is None, "its tasks are not given out"
+    assert bench.engine.seconds_to_next_deadline() is None
     other = bench.submit(runfile())
     with bench.engine.database.connect() as tx:
         assert bench.engine.find(tx, other).status == "running"
@@ -109,7 +112,7 @@ def test_a_stale_handler_does_not_release_a_client_that_is_back(bench: Bench) ->
     assert not now.free
 
 
-def test_a_run_paused_after_its_last_round_can_still_finish(bench: Bench) -> None:
+def test_a_held_out_set_that_fails_does_not_keep_a_run_from_finishing(bench: Bench) -> None:
     sections = '[evaluate]\nevery = 1\nheld_out = "digits?nonsense=1"\n'
     run_id, names = started(bench, 2, rounds=1, sections=sections)
     finish_round(bench, names)
@@ -118,9 +121,24 @@ def test_a_run_paused_after_its_last_round_can_still_finish(bench: Bench) -> Non
     job = bench.engine.tick()
     assert isinstance(job, HeldOutJob)
     bench.engine.failed(job, RuntimeError("no such data"))
-    assert bench.record(run_id)["status"] == "paused"
+    bench.settle()
+    record = bench.record(run_id)
+    assert (record["status"], record["finish_waiting"]) == ("finished", 2)
+    evaluation = record["history"][-1]
+    assert evaluation["metrics"] == {"accuracy": 0.5}
+    assert evaluation["reason"] == "held-out set: no such data"
+
+
+def test_a_held_out_result_that_comes_after_stop_changes_nothing(bench: Bench) -> None:
+    sections = '[evaluate]\nevery = 1\nheld_out = "digits"\n'
+    run_id, names = started(bench, 2, rounds=1, sections=sections)
+    finish_round(bench, names)
+    for name in names:
+        bench.desk.report_result(name, bench.task(name).task_id, {"accuracy": 0.5}, 0.1)
+    job = bench.engine.tick()
+    assert isinstance(job, HeldOutJob)
     bench.runs.stop(run_id)
-    bench.engine.apply(job, {"held_out_accuracy": 1.0})  # a result that came too late
+    bench.engine.apply(job, {"held_out_accuracy": 1.0})
     assert bench.record(run_id)["history"][-1]["status"] == "abandoned"
     bench.runs.resume(run_id)
     assert bench.engine.tick() is not None
@@ -209,3 +227,25 @@ def test_work_on_a_closed_task_is_known_to_be_over(bench: Bench) -> None:
     assert not bench.desk.is_open("c1", task.task_id)
     bench.runs.stop(run_id)
     assert not bench.desk.is_open("c0", task.task_id)
+
+
+def test_a_finish_task_that_cannot_be_read_fails_alone(bench: Bench) -> None:
+    _, names = started(bench, 2, rounds=1)
+    finish_round(bench, names)
+    with bench.engine.database.begin() as tx:
+        tx.exec_driver_sql("UPDATE runs SET runfile = 'not toml ='")
+    bench.restart()
+    bench.arrive(*names)
+    assert bench.desk.next_task("c0") is None
+    bench.submit(runfile())
+    assert bench.task("c0").kind is TaskKind.TRAIN
+
+
+def test_a_late_failure_report_revives_no_finish_task(bench: Bench) -> None:
+    run_id, names = started(bench, 2, rounds=1)
+    finish_round(bench, names)
+    finish = bench.task("c0")
+    bench.runs.extend(run_id, 1)
+    assert bench.desk.report_failure("c0", finish.task_id, "crash", "x", permanent=False)
+    bench.settle()
+    assert bench.task("c0").kind is TaskKind.TRAIN

@@ -87,9 +87,9 @@ class AlternatingSettings(LocalSettings):
             freeze_at=max(0, iterations - tuned) if tuned else None,
         )
 
-    def rates(self, schedule: Schedule, iteration: int, penalty: float) -> Rates:
-        """Return the step sizes of an iteration; `penalty` is λ₀."""
-        factor = self.finetune_centre_factor if schedule.frozen(iteration) else 1.0
+    def rates(self, schedule: Schedule, iteration: int, penalty: float, *, frozen: bool) -> Rates:
+        """Return the step sizes of an iteration; `penalty` is λ₀, `frozen` means fine-tuning."""
+        factor = self.finetune_centre_factor if frozen else 1.0
         return Rates(
             weights=schedule.rate(self.learning_rate, iteration),
             centres=schedule.rate(self.centre_rate * factor, iteration),
@@ -179,7 +179,8 @@ class Local(Algorithm):
             if schedule.frozen(iteration):
                 model.freeze()
             index = torch.from_numpy(batches(iteration)).to(context.device)
-            rates = settings.rates(schedule, iteration, penalty)
+            # A client frozen before the run was extended stays in fine-tuning.
+            rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)
             losses.append(
                 iterate(model, context.workload, inputs[index], targets[index], rates, teacher)
             )

@@ -39,9 +39,9 @@ class QuPeDSettings(AlternatingSettings):
     shared_rate: float = Field(default=1.0, ge=0)
     """η₃. The shared model learns by distillation alone and lags behind at η₁."""
 
-    def rates(self, schedule: Schedule, iteration: int, penalty: float) -> Rates:
+    def rates(self, schedule: Schedule, iteration: int, penalty: float, *, frozen: bool) -> Rates:
         """Return the step sizes of an iteration; `penalty` is λ₀."""
-        rates = super().rates(schedule, iteration, penalty)
+        rates = super().rates(schedule, iteration, penalty, frozen=frozen)
         return replace(rates, shared=schedule.rate(self.shared_rate, iteration))
 
 

@@ -199,9 +199,11 @@ class Executor:
             "packed_bytes": float(info.size),
             "dense_bytes": float(sum(np.dtype(r.dtype).itemsize * r.size for r in table.rows)),
         }
-        return Outcome(
-            metrics={**finished.metrics, **self._score(finished.variant, tensors), **sizes}
-        )
+        metrics = {**finished.metrics, **self._score(finished.variant, tensors), **sizes}
+        if algorithm.keeps_personal_state and state is None:
+            # Never sampled, or never counted: the model is the one that training starts from.
+            metrics["untrained"] = 1.0
+        return Outcome(metrics=metrics)
 
     def _score(self, variant: str, tensors: Tensors) -> dict[str, float]:
         module = self._build(variant)

@@ -148,9 +148,11 @@ def unit_table(module: torch.nn.Module, quantized: tuple[str, ...] | None = None
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     if quantized is None:
         matrices = [name for name, t in tensors.items() if name in parameters and t.dim() >= 2]
-        chosen = set(matrices[1:-1])
+        trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+        chosen = trained & set(matrices[1:-1])
     else:
         chosen = set(_checked_quantized(quantized, tensors, parameters))
+    _check_not_shared(chosen, tensors)
     return UnitTable(
         tuple(
             TensorInfo(
@@ -249,6 +251,20 @@ def _checked_quantized(
                 f"tensor {name!r}, named as quantized, {what}; there are {_listed(usable)}"
             )
     return quantized
+
+
+def _check_not_shared(chosen: set[str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse low bit-widths for a tensor of two names: each would be stored its own way."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            names.setdefault(tensor.data_ptr(), []).append(name)
+    for shared in names.values():
+        if len(shared) > 1 and chosen & set(shared):
+            raise WorkloadError(
+                f"tensors {' and '.join(shared)} share their values, so they cannot have low "
+                f"bit-widths; name the tensors to quantize in Variant.quantized without them"
+            )
 
 
 def _check_fit(name: str, target: torch.Tensor, values: Array) -> None:

@@ -41,6 +41,11 @@ class AlternatingModel:
         """The quantized tensors' full-precision values, [1, head]."""
         return self.model.values[:, : self.model.head]
 
+    @property
+    def frozen(self) -> bool:
+        """Whether its assignments are frozen: fine-tuning."""
+        return self.codebooks is not None and self.codebooks.frozen
+
     def freeze(self) -> None:
         """Start fine-tuning: x becomes Q_c(x), and each weight follows its centre from here on."""
         if self.codebooks is None or self.codebooks.frozen:
