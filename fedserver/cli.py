@@ -65,7 +65,7 @@ def serve(
     """Run the server until it is told to stop."""
     from fedserver.serve import check_address
     from fedserver.serve import serve as run_server
-    from motley.plugins import parse_mappings
+    from motley.plugins import check, parse_mappings
 
     configure(log_format)
     if not (insecure or insecure_anywhere):
@@ -74,6 +74,8 @@ def serve(
         )
     check_address(listen, anywhere=insecure_anywhere)
     mappings = parse_mappings(workload or [])
+    for name in mappings:
+        check(name, mappings)
     asyncio.run(run_server(data or _default_data(), listen, mappings, on_ready=ready_file))
 
 
@@ -204,17 +206,19 @@ def fetch(
 @app.command()
 def replay(run: RunArgument, data: DataOption = None, json_output: JsonOption = False) -> None:
     """Recompute every round's global model from the record; exits with 1 on a difference."""
-    agrees = True
+    agreed = total = 0
     with _operator(data) as operator:
         for record in operator.replay(run):
-            agrees = agrees and record["agrees"]
+            agreed, total = agreed + record["agrees"], total + 1
             if json_output:
                 print(json.dumps(record), flush=True)
             else:
                 word = "agrees" if record["agrees"] else f"DIFFERS {record['problem']}"
                 people = ", ".join(record["participants"])
                 print(f"round {record['round']:>5}  {record['recorded'][:16]}  {word}  ({people})")
-    if not agrees:
+    if not json_output:
+        print(f"{agreed} of {total} rounds agree")
+    if agreed < total:
         raise typer.Exit(1)
 
 

@@ -103,8 +103,12 @@ def follow(records: Iterable[dict[str, Any]]) -> str:
     console = Console()
     status, shown = "", False
     if not console.is_terminal:
+        reason = ""
         for record in records:
             status = record["status"]
+            if record["reason"] and record["reason"] != reason:
+                console.print(f"{record['name']} {status}: {record['reason']}", soft_wrap=True)
+            reason = record["reason"]
             for entry in record["history"]:
                 console.print(_line(record, entry), highlight=False, soft_wrap=True)
         console.print(f"run {record['name']} is {status} {record['reason']}".rstrip())
@@ -137,6 +141,9 @@ def _head(record: dict[str, Any]) -> Table:
 
 def _line(record: dict[str, Any], entry: dict[str, Any]) -> str:
     counted = sum(c["status"] in ("counted", "done") for c in entry["clients"].values())
+    if entry["status"] == "abandoned":
+        tried = f"round {entry['round']}/{record['rounds']} {entry['kind']}"
+        return f"{record['name']} {tried} abandoned: {entry['reason']}"
     return (
         f"{record['name']} round {entry['round']}/{record['rounds']} {entry['kind']} "
         f"{entry['status']}: {counted} of {len(entry['clients'])} clients, "

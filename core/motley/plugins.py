@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from motley.errors import WorkloadError
@@ -46,6 +47,23 @@ def find(name: str, mappings: Mapping[str, str]) -> str:
             f"--workload {name}=module:object (known: {', '.join(sorted(known)) or 'none'})"
         )
     return known[name]
+
+
+def check(name: str, mappings: Mapping[str, str]) -> None:
+    """Raise WorkloadError unless the module of a name is there; imports nothing of it."""
+    target = find(name, mappings)
+    module = target.partition(":")[0]
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = find_spec(module)
+    except ImportError:
+        spec = None
+    if spec is None:
+        raise WorkloadError(
+            f"workload {name!r} maps to {target}, but there is no module {module}; start in its "
+            f"folder, or put that on PYTHONPATH"
+        )
 
 
 def resolve(name: str, mappings: Mapping[str, str]) -> type[Workload]:

@@ -321,7 +321,13 @@ class Engine:
                 why = refusal(self.context(tx, row.id), arrival)
             except MotleyError:
                 return []  # the run itself is broken: tick puts it aside
-        return [f"run {row.name} cannot take this client: {why}"] if why else []
+            tiers = [tier.name for tier in self.context(tx, row.id).runfile.tiers]
+        if why:
+            return [f"run {row.name} cannot take this client: {why}"]
+        named = arrival.profile.tier
+        if row.status == "waiting" and named and named not in tiers:
+            return [f"run {row.name} has no tier {named!r}, only {', '.join(tiers)}"]
+        return []
 
     def tasks_in_hand(self) -> dict[str, set[str]]:
         """Return the ids of open tasks by client: what check-ins are answered with."""

@@ -216,12 +216,6 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         ticket: Ticket,
         requests: AsyncIterator[federation_pb2.UploadMessage],
     ) -> AsyncIterator[federation_pb2.UploadReply]:
-        digest = opening.payload.sha256.hex()
-        if self._payloads.path(digest).exists():
-            # Whole and stored, but the server died before it was on record.
-            await self._check(ticket, self._payloads.path(digest))
-            yield _receipt(ticket.task_id, await self._accept(opening, 0), duplicate=False)
-            return
         writer = FrameWriter(self._payloads.incoming(ticket.task_id), opening.payload.size)
         received = 0
         try:

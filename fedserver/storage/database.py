@@ -20,6 +20,8 @@ from fedserver.storage import schema
 P = ParamSpec("P")
 T = TypeVar("T")
 
+OWN_NAMES = {"lock", "motley.sqlite", "payloads", "incoming", "scratch", "control.sock"}
+
 
 def lock_directory(root: Path) -> IO[str]:
     """Take the data directory for this process; raise DataDirectoryError when it is taken.
@@ -28,6 +30,12 @@ def lock_directory(root: Path) -> IO[str]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        strangers = sorted({p.name for p in root.iterdir()} - OWN_NAMES)
+        if strangers and not (root / "motley.sqlite").exists():
+            raise DataDirectoryError(
+                f"{root} holds other things ({', '.join(strangers[:3])}); a data directory is a "
+                f"folder of its own: give a new or empty one with --data"
+            )
         handle = (root / "lock").open("a+")
     except OSError as error:
         raise DataDirectoryError(
