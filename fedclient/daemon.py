@@ -117,20 +117,14 @@ class Daemon:
             await asyncio.gather(work, beat, return_exceptions=True)
 
     async def _heartbeat(self, assignment: Assignment) -> None:
-        """Show that we work; return when the server has moved on.
-
-        It names another task, of whatever run or kind, only when the one in hand is closed.
-        """
+        """Show that we work; return when the task in hand is closed."""
         task, wait = assignment.task, self.pace.heartbeat_seconds
         while True:
             await self.desk.peer.sleep(wait)
             wait = self.pace.heartbeat_seconds
             with contextlib.suppress(grpc.aio.AioRpcError):
                 reply = await self.desk.connection.check_in(task.task_id)
-                named = reply.WhichOneof("outcome") == "task"
-                moved_on = reply.working_on_is_closed
-                moved_on |= named and reply.task.task_id != task.task_id
-                if moved_on and assignment.phase is Phase.WORKING:
+                if reply.working_on_is_closed and assignment.phase is Phase.WORKING:
                     return
 
 

@@ -49,12 +49,17 @@ def find(name: str, mappings: Mapping[str, str]) -> str:
     return known[name]
 
 
+def _look_where_started() -> None:
+    """Let imports find the working folder: a user's module usually lies there."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def check(name: str, mappings: Mapping[str, str]) -> None:
     """Raise WorkloadError unless the module of a name is there; imports nothing of it."""
     target = find(name, mappings)
     module = target.partition(":")[0]
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _look_where_started()
     try:
         spec = find_spec(module)
     except ImportError:
@@ -74,8 +79,7 @@ def resolve(name: str, mappings: Mapping[str, str]) -> type[Workload]:
     """
     target = find(name, mappings)
     module, _, attribute = target.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a user's module usually lies where they start us
+    _look_where_started()
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -64,7 +64,8 @@ class Engine:
         """
         self.database, self.presence = database, presence
         self.clock = clock or SystemClock()
-        self.payload_path, self._mappings, self._notify = payload_path, dict(mappings), notify
+        self.payload_path, self._notify = payload_path, notify
+        self.mappings: Mapping[str, str] = dict(mappings)
         self._contexts: dict[str, RunContext] = {}
         self.deadlines: dict[int, float] = {}
         """Monotonic deadline of each open round; the database holds the seconds left."""
@@ -127,14 +128,12 @@ class Engine:
                     return PrepareJob(
                         context=self.context(tx, row.id),
                         init=row.init,
-                        mappings=self._mappings,
+                        mappings=self.mappings,
                     )
-                if row.status == "waiting":
-                    if self._freeze(tx, row, woken):
-                        continue
-                    row = None
                 moved, job = False, None
-                if row is not None:
+                if row.status == "waiting":
+                    moved = self._freeze(tx, row, woken)
+                else:
                     moved, job = schedule.step(self, tx, row, woken)
             if woken or moved:
                 self._notify(woken)
@@ -209,11 +208,6 @@ class Engine:
                 return found
             self._contexts[run_id] = found
         return self._contexts[run_id]
-
-    @property
-    def mappings(self) -> Mapping[str, str]:
-        """`module:object` by workload name."""
-        return self._mappings
 
     def find(self, tx: Connection, run: str) -> Any:
         """Return the row of a run by id, unique prefix of an id, or name (the newest)."""

@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 POLL_SECONDS = 40.0
 """How long a check-in is held; clients expect an answer within 45 s."""
+NOTICE_SECONDS = 5.0
+"""A client that a run cannot take asks again after so long: its owner may mend it."""
 ACKNOWLEDGE_BYTES = 8 * 1024 * 1024
 """An upload is acknowledged at least so often."""
 _RECEIPTS = {
@@ -93,34 +95,41 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             reply.working_on_is_closed = not await self._database(
                 self._desk.is_open, request.name, request.working_on
             )
-            if not reply.working_on_is_closed:
-                return reply
+            return reply
+        try:
+            await self._wait_for_task(request, reply)
+        except asyncio.CancelledError:
+            # The connection broke while it waited: the name is free at once.
+            presence.release(arrival)
+            raise
+        return reply
+
+    async def _wait_for_task(
+        self, request: federation_pb2.CheckInRequest, reply: federation_pb2.CheckInReply
+    ) -> None:
+        """Hold a check-in until there is a task, a notice, or nothing for `POLL_SECONDS`."""
+        clock = self._engine.clock
         end = clock.monotonic() + POLL_SECONDS
-        first = True
+        # The first look is unconditional, so that no mistake in memory can starve a client.
+        look = True
         while True:
-            # The first look is unconditional, so that no mistake in memory can starve a client.
-            if first or self._driver.may_have_work(request.name):
+            if look:
                 self._driver.looking(request.name)
                 task = await self._database(self._desk.next_task, request.name)
                 if task is not None:
                     self._driver.found(request.name)
                     reply.task.CopyFrom(task_to_proto(task))
-                    return reply
-            first = False
+                    return
             reply.notices.extend(await self._database(self._engine.notices, request.name))
+            if reply.notices:
+                reply.retry_after_seconds = NOTICE_SECONDS
+                return
             left = end - clock.monotonic()
-            if left <= 0 or request.working_on or reply.notices:
-                break
-            try:
-                await self._driver.wait_for_work(request.name, left)
-            except asyncio.CancelledError:
-                # The connection broke while it waited: the name is free at once.
-                presence.release(arrival)
-                raise
-            presence.touch(request.name, request.session, clock.monotonic())
-        if reply.notices:
-            reply.retry_after_seconds = 5.0
-        return reply
+            if left <= 0:
+                return
+            await self._driver.wait_for_work(request.name, left)
+            self._alive(request.name, request.session)
+            look = self._driver.may_have_work(request.name)
 
     # --- download ----------------------------------------------------------------------------
 
@@ -134,12 +143,8 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             with refusals("Download", request.name):
                 await self._database(self._desk.may_download, request.name, request.task_id, digest)
                 path = self._payloads.path(digest)
-                loop = asyncio.get_running_loop()
                 frames = iter_frames(path, request.offset)
-                while True:
-                    frame = await loop.run_in_executor(self._files, next, frames, None)
-                    if frame is None:
-                        break
+                while (frame := await self._on_file_thread(next, frames, None)) is not None:
                     # Before the yield: a client that has its last byte may end the call there.
                     sent += len(frame.data)
                     yield common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
@@ -165,7 +170,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     ) -> AsyncIterator[federation_pb2.UploadReply]:
         """Take an update from the acknowledged offset on; the last reply is the receipt."""
         try:
-            with refusals("Upload", _peer(context)):
+            with refusals("Upload", str(context.peer())):
                 first = await anext(requests, None)
                 if first is None or first.WhichOneof("kind") != "open":
                     raise ProtocolError("an upload begins with its opening message")
@@ -332,7 +337,3 @@ def _receipt(task_id: str, receipt: Receipt, *, duplicate: bool) -> federation_p
         task_id=task_id, status=_RECEIPTS[receipt], duplicate=duplicate
     )
     return federation_pb2.UploadReply(receipt=message)
-
-
-def _peer(context: Context) -> str:
-    return str(context.peer())

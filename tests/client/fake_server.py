@@ -59,7 +59,7 @@ class FakeServer(FederationServicer):
     opens: dict[str, fed.UploadOpen] = field(default_factory=dict)
     updates: dict[str, bytes] = field(default_factory=dict)
     reports: list[fed.ReportRequest] = field(default_factory=list)
-    on_heartbeat: Callable[[], pb.Task | None] = lambda: None
+    is_closed: Callable[[str], bool] = lambda task_id: False
     hold: float = 0.02
     port: int = 0
 
@@ -128,8 +128,7 @@ class FakeServer(FederationServicer):
         if self.refuse:
             await context.abort(*self.refuse)
         if request.working_on:
-            other = self.on_heartbeat()
-            return fed.CheckInReply(task=other) if other else fed.CheckInReply()
+            return fed.CheckInReply(working_on_is_closed=self.is_closed(request.working_on))
         if self.tasks and not request.leaving:
             return fed.CheckInReply(task=self.tasks.popleft())
         return fed.CheckInReply(retry_after_seconds=self.hold)

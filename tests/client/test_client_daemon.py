@@ -146,18 +146,18 @@ def test_the_idle_training_process_is_ended(options, daemon, linear_broadcast):
     run(body)
 
 
-def test_a_heartbeat_that_names_a_task_of_any_run_ends_stale_training(
+def test_a_heartbeat_that_says_closed_ends_stale_training(
     options, daemon, linear_broadcast, tmp_path
 ):
     async def body():
         server, mark = await FakeServer().start(), tmp_path / "mark"
         mark.write_text("hang")
-        server.offer(linear_broadcast, plan=plan())
+        stale = server.offer(linear_broadcast, plan=plan())
         other = server.offer(
             linear_broadcast, plan=plan(), task_id="other", run_id="run-2", run_name="older",
             kind=pb.TASK_KIND_FINISH,
         )  # fmt: skip
-        server.on_heartbeat = lambda: None if mark.exists() else other
+        server.is_closed = lambda task_id: task_id == stale.task_id and not mark.exists()
         hanging = options(server, data=f"x?mark={mark}")
         async with daemon(hanging, heartbeat=0.05) as desk:
             await server.until(lambda: ended(server, other))

@@ -113,6 +113,7 @@ def test_the_training_process_does_not_outlive_a_killed_daemon(tmp_path, linear_
         )
         await server.until(lambda: not mark.exists())
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children
         process.kill()
         await process.communicate()
         await server.until(lambda: not any(alive(int(child)) for child in children), 5.0)

@@ -330,11 +330,7 @@ def test_odd_check_ins_are_refused(tmp_path: Path) -> None:
 def test_an_unmapped_workload_is_told_to_operator_and_client(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         await rig.operator("submit", runfile(clients=1), "test")
-        for _ in range(500):
-            reply = await rig.check_in(workloads={"other": 1}, working_on="x")
-            if reply.notices:
-                break
-            await asyncio.sleep(0.02)
+        reply = await rig.check_in(workloads={"other": 1})
         assert "--workload digits=module:object" in reply.notices[0]
         for _ in range(100):
             record = await rig.operator("show", "test")

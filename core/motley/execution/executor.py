@@ -1,8 +1,8 @@
 """One task from its payload to its outcome, wherever it runs.
 
 The daemon's worker process and the simulation both call `Executor.run`; they differ only in
-the `PersonalStore` they hand in. Everything here is a function of the task, the personal state
-and the local data: no clock, no global generator, no network.
+the `PersonalStore` they hand in. What comes out is a function of the task, the personal state
+and the local data, but for the seconds it took.
 """
 
 from __future__ import annotations
