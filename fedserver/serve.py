@@ -19,6 +19,7 @@ from fedserver.errors import AddressError
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
+from fedserver.service.callers import Callers
 from fedserver.service.control import ControlService
 from fedserver.service.federation import FederationService
 from fedserver.storage.database import DatabaseThread, lock_directory, open_database
@@ -96,7 +97,7 @@ async def serve(
     )
     driver = Driver(engine, database, payloads)
     drivers.append(driver)
-    federation = FederationService(engine, driver, database, payloads)
+    federation = FederationService(engine, driver, database, payloads, Callers())
     servers: list[grpc.aio.Server] = []
     try:
         client_port, bound = _client_server(address, federation)

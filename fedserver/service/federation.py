@@ -15,6 +15,7 @@ from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
 from fedserver.rounds.updates import check_update
+from fedserver.service.callers import Callers
 from fedserver.service.requests import (
     LONGEST_MESSAGE,
     LONGEST_NAME,
@@ -54,8 +55,14 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     """Check-ins, transfers and reports of clients."""
 
     def __init__(
-        self, engine: Engine, driver: Driver, database: DatabaseThread, payloads: PayloadStore
+        self,
+        engine: Engine,
+        driver: Driver,
+        database: DatabaseThread,
+        payloads: PayloadStore,
+        callers: Callers,
     ) -> None:
+        self._callers = callers
         self._engine, self._driver, self._payloads = engine, driver, payloads
         self._database, self._desk = database, TaskDesk(engine)
         # Hashing, checking and writing of updates never run on the event loop.
@@ -74,7 +81,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.CheckInReply:
         """Answer with a task as soon as there is one."""
         try:
-            with refusals("CheckIn", request.name):
+            with refusals("CheckIn", request.name), self._callers.admitted(context, request.name):
                 return await self._check_in(request)
         except RefusedError as refusal:
             await abort(context, refusal)
@@ -140,7 +147,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         digest = request.sha256.hex()
         sent = 0
         try:
-            with refusals("Download", request.name):
+            with refusals("Download", request.name), self._callers.admitted(context, request.name):
                 await self._database(self._desk.may_download, request.name, request.task_id, digest)
                 path = self._payloads.path(digest)
                 frames = iter_frames(path, request.offset)
@@ -174,8 +181,9 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 first = await anext(requests, None)
                 if first is None or first.WhichOneof("kind") != "open":
                     raise ProtocolError("an upload begins with its opening message")
-                async for reply in self._upload(first.open, requests):
-                    yield reply
+                with self._callers.admitted(context, first.open.name):
+                    async for reply in self._upload(first.open, requests):
+                        yield reply
         except RefusedError as refusal:
             await abort(context, refusal)
 
@@ -292,7 +300,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.ReportReply:
         """End a task that sends no payload."""
         try:
-            with refusals("Report", request.name):
+            with refusals("Report", request.name), self._callers.admitted(context, request.name):
                 return federation_pb2.ReportReply(duplicate=await self._report(request))
         except RefusedError as refusal:
             await abort(context, refusal)

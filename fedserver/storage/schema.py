@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when the tables change; a data directory of another version is refused."""
 
 metadata = MetaData()
@@ -37,6 +37,45 @@ clients = Table(
     Column("capabilities", JSON, nullable=False),
     Column("first_seen", Float, nullable=False),
     Column("last_seen", Float, nullable=False),
+    Column("revoked", Text, nullable=False, default=""),  # why; "" while it may come
+    # A client that broke the protocol again and again is not served until then (wall clock).
+    Column("set_aside_until", Float, nullable=False, default=0.0),
+    Column("set_aside", Text, nullable=False, default=""),  # why
+)
+
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("secret_sha256", String, nullable=False),  # the secret itself is never kept
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("uses_left", Integer, nullable=False),
+    Column("client", String, nullable=False, default=""),  # the one name that may use it
+    Column("revoked", Boolean, nullable=False, default=False),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String, primary_key=True),  # hexadecimal
+    Column("role", String, nullable=False),  # client, operator
+    Column("name", String, nullable=False),
+    Column("key_sha256", String, nullable=False),  # of the public key
+    Column("token", String, nullable=False, default=""),  # join token that it was given for
+    Column("not_before", Float, nullable=False),
+    Column("not_after", Float, nullable=False),
+    Column("revoked", Text, nullable=False, default=""),  # why; "" while it counts
+    Index("certificates_by_name", "role", "name"),
+)
+
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("client", String, primary_key=True),
+    Column("day", Integer, primary_key=True),  # days since 1970, UTC
+    Column("bytes", Integer, nullable=False),  # both directions
 )
 
 runs = Table(
@@ -94,6 +133,7 @@ rounds = Table(
     Column("state_after", String, nullable=False, default=""),
     Column("opened", Float),
     Column("closed", Float),
+    Column("pruned", Boolean, nullable=False, default=False),  # its payloads were removed
     Column("phases", JSON, nullable=False, default=dict),  # seconds by phase
     Column("metrics", JSON, nullable=False, default=dict),  # means over counted clients
     Index("rounds_by_run", "run", "round"),

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 from motley.wire.stubs import common_pb2 as motley_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17motley/v1/control.proto\x12\tmotley.v1\x1a\x16motley/v1/common.proto\"0\n\rSubmitRequest\x12\x0f\n\x07runfile\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"\x19\n\nRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"*\n\x08RunReply\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\",\n\rExtendRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06rounds\x18\x02 \x01(\r\"*\n\x0c\x46\x65tchRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x11\n\x0fListRunsRequest\"\x14\n\x12ListClientsRequest\"\x16\n\x06Record\x12\x0c\n\x04json\x18\x01 \x01(\t\"-\n\x07Records\x12\"\n\x07records\x18\x01 \x03(\x0b\x32\x11.motley.v1.Record2\xb6\x04\n\x07\x43ontrol\x12\x37\n\x06Submit\x12\x18.motley.v1.SubmitRequest\x1a\x13.motley.v1.RunReply\x12:\n\x08ListRuns\x12\x1a.motley.v1.ListRunsRequest\x1a\x12.motley.v1.Records\x12@\n\x0bListClients\x12\x1d.motley.v1.ListClientsRequest\x1a\x12.motley.v1.Records\x12\x30\n\x04Show\x12\x15.motley.v1.RunRequest\x1a\x11.motley.v1.Record\x12\x33\n\x05Watch\x12\x15.motley.v1.RunRequest\x1a\x11.motley.v1.Record0\x01\x12\x32\n\x04Stop\x12\x15.motley.v1.RunRequest\x1a\x13.motley.v1.RunReply\x12\x34\n\x06Resume\x12\x15.motley.v1.RunRequest\x1a\x13.motley.v1.RunReply\x12\x37\n\x06\x45xtend\x12\x18.motley.v1.ExtendRequest\x1a\x13.motley.v1.RunReply\x12\x34\n\x05\x46\x65tch\x12\x17.motley.v1.FetchRequest\x1a\x10.motley.v1.Frame0\x01\x12\x34\n\x06Replay\x12\x15.motley.v1.RunRequest\x1a\x11.motley.v1.Record0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17motley/v1/control.proto\x12\tmotley.v1\x1a\x16motley/v1/common.proto\"0\n\rSubmitRequest\x12\x0f\n\x07runfile\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"\x19\n\nRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"*\n\x08RunReply\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\",\n\rExtendRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06rounds\x18\x02 \x01(\r\"*\n\x0c\x46\x65tchRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x11\n\x0fListRunsRequest\"\x14\n\x12ListClientsRequest\"A\n\x12\x43reateTokenRequest\x12\x0c\n\x04uses\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\"+\n\nTokenReply\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\t\"\x13\n\x11ListTokensRequest\" \n\x12RevokeTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x13RevokeClientRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x16\n\x06Record\x12\x0c\n\x04json\x18\x01 \x01(\t\"-\n\x07Records\x12\"\n\x07records\x18\x01 \x03(\x0b\x32\x11.motley.v1.Record2\xf5\x06\n\x07\x43ontrol\x12\x37\n\x06Submit\x12\x18.motley.v1.SubmitRequest\x1a\x13.motley.v1.RunReply\x12:\n\x08ListRuns\x12\x1a.motley.v1.ListRunsRequest\x1a\x12.motley.v1.Records\x12@\n\x0bListClients\x12\x1d.motley.v1.ListClientsRequest\x1a\x12.motley.v1.Records\x12\x30\n\x04Show\x12\x15.motley.v1.RunRequest\x1a\x11.motley.v1.Record\x12\x33\n\x05Watch\x12\x15.motley.v1.RunRequest\x1a\x11.motley.v1.Record0\x01\x12\x32\n\x04Stop\x12\x15.motley.v1.RunRequest\x1a\x13.motley.v1.RunReply\x12\x34\n\x06Resume\x12\x15.motley.v1.RunRequest\x1a\x13.motley.v1.RunReply\x12\x37\n\x06\x45xtend\x12\x18.motley.v1.ExtendRequest\x1a\x13.motley.v1.RunReply\x12\x34\n\x05\x46\x65tch\x12\x17.motley.v1.FetchRequest\x1a\x10.motley.v1.Frame0\x01\x12\x34\n\x06Replay\x12\x15.motley.v1.RunRequest\x1a\x11.motley.v1.Record0\x01\x12\x34\n\x06Remove\x12\x15.motley.v1.RunRequest\x1a\x13.motley.v1.RunReply\x12\x43\n\x0b\x43reateToken\x12\x1d.motley.v1.CreateTokenRequest\x1a\x15.motley.v1.TokenReply\x12>\n\nListTokens\x12\x1c.motley.v1.ListTokensRequest\x1a\x12.motley.v1.Records\x12?\n\x0bRevokeToken\x12\x1d.motley.v1.RevokeTokenRequest\x1a\x11.motley.v1.Record\x12\x41\n\x0cRevokeClient\x12\x1e.motley.v1.RevokeClientRequest\x1a\x11.motley.v1.Recordb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'motley.v1.control_pb2', globals())
@@ -35,10 +35,20 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _LISTRUNSREQUEST._serialized_end=290
   _LISTCLIENTSREQUEST._serialized_start=292
   _LISTCLIENTSREQUEST._serialized_end=312
-  _RECORD._serialized_start=314
-  _RECORD._serialized_end=336
-  _RECORDS._serialized_start=338
-  _RECORDS._serialized_end=383
-  _CONTROL._serialized_start=386
-  _CONTROL._serialized_end=952
+  _CREATETOKENREQUEST._serialized_start=314
+  _CREATETOKENREQUEST._serialized_end=379
+  _TOKENREPLY._serialized_start=381
+  _TOKENREPLY._serialized_end=424
+  _LISTTOKENSREQUEST._serialized_start=426
+  _LISTTOKENSREQUEST._serialized_end=445
+  _REVOKETOKENREQUEST._serialized_start=447
+  _REVOKETOKENREQUEST._serialized_end=479
+  _REVOKECLIENTREQUEST._serialized_start=481
+  _REVOKECLIENTREQUEST._serialized_end=532
+  _RECORD._serialized_start=534
+  _RECORD._serialized_end=556
+  _RECORDS._serialized_start=558
+  _RECORDS._serialized_end=603
+  _CONTROL._serialized_start=606
+  _CONTROL._serialized_end=1491
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,16 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CreateTokenRequest(_message.Message):
+    __slots__ = ["name", "seconds", "uses"]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seconds: float
+    uses: int
+    def __init__(self, uses: _Optional[int] = ..., seconds: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
+
 class ExtendRequest(_message.Message):
     __slots__ = ["rounds", "run"]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +40,10 @@ class ListRunsRequest(_message.Message):
     __slots__ = []
     def __init__(self) -> None: ...
 
+class ListTokensRequest(_message.Message):
+    __slots__ = []
+    def __init__(self) -> None: ...
+
 class Record(_message.Message):
     __slots__ = ["json"]
     JSON_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +55,20 @@ class Records(_message.Message):
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[Record]
     def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+
+class RevokeClientRequest(_message.Message):
+    __slots__ = ["name", "reason"]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RevokeTokenRequest(_message.Message):
+    __slots__ = ["id"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class RunReply(_message.Message):
     __slots__ = ["run_id", "status"]
@@ -63,3 +91,11 @@ class SubmitRequest(_message.Message):
     runfile: str
     source: str
     def __init__(self, runfile: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+
+class TokenReply(_message.Message):
+    __slots__ = ["record", "token"]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    record: str
+    token: str
+    def __init__(self, token: _Optional[str] = ..., record: _Optional[str] = ...) -> None: ...

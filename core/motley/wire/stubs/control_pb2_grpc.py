@@ -65,6 +65,31 @@ class ControlStub(object):
                 request_serializer=motley_dot_v1_dot_control__pb2.RunRequest.SerializeToString,
                 response_deserializer=motley_dot_v1_dot_control__pb2.Record.FromString,
                 )
+        self.Remove = channel.unary_unary(
+                '/motley.v1.Control/Remove',
+                request_serializer=motley_dot_v1_dot_control__pb2.RunRequest.SerializeToString,
+                response_deserializer=motley_dot_v1_dot_control__pb2.RunReply.FromString,
+                )
+        self.CreateToken = channel.unary_unary(
+                '/motley.v1.Control/CreateToken',
+                request_serializer=motley_dot_v1_dot_control__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=motley_dot_v1_dot_control__pb2.TokenReply.FromString,
+                )
+        self.ListTokens = channel.unary_unary(
+                '/motley.v1.Control/ListTokens',
+                request_serializer=motley_dot_v1_dot_control__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=motley_dot_v1_dot_control__pb2.Records.FromString,
+                )
+        self.RevokeToken = channel.unary_unary(
+                '/motley.v1.Control/RevokeToken',
+                request_serializer=motley_dot_v1_dot_control__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=motley_dot_v1_dot_control__pb2.Record.FromString,
+                )
+        self.RevokeClient = channel.unary_unary(
+                '/motley.v1.Control/RevokeClient',
+                request_serializer=motley_dot_v1_dot_control__pb2.RevokeClientRequest.SerializeToString,
+                response_deserializer=motley_dot_v1_dot_control__pb2.Record.FromString,
+                )
 
 
 class ControlServicer(object):
@@ -133,6 +158,38 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Remove(self, request, context):
+        """Forgets a run that has ended: its record, and the payloads that nothing else needs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeClient(self, request, context):
+        """Shuts a client out at once; its certificates stop counting, its open calls end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -184,6 +241,31 @@ def add_ControlServicer_to_server(servicer, server):
             'Replay': grpc.unary_stream_rpc_method_handler(
                     servicer.Replay,
                     request_deserializer=motley_dot_v1_dot_control__pb2.RunRequest.FromString,
+                    response_serializer=motley_dot_v1_dot_control__pb2.Record.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=motley_dot_v1_dot_control__pb2.RunRequest.FromString,
+                    response_serializer=motley_dot_v1_dot_control__pb2.RunReply.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=motley_dot_v1_dot_control__pb2.CreateTokenRequest.FromString,
+                    response_serializer=motley_dot_v1_dot_control__pb2.TokenReply.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=motley_dot_v1_dot_control__pb2.ListTokensRequest.FromString,
+                    response_serializer=motley_dot_v1_dot_control__pb2.Records.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=motley_dot_v1_dot_control__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=motley_dot_v1_dot_control__pb2.Record.SerializeToString,
+            ),
+            'RevokeClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeClient,
+                    request_deserializer=motley_dot_v1_dot_control__pb2.RevokeClientRequest.FromString,
                     response_serializer=motley_dot_v1_dot_control__pb2.Record.SerializeToString,
             ),
     }
@@ -362,6 +444,91 @@ class Control(object):
             metadata=None):
         return grpc.experimental.unary_stream(request, target, '/motley.v1.Control/Replay',
             motley_dot_v1_dot_control__pb2.RunRequest.SerializeToString,
+            motley_dot_v1_dot_control__pb2.Record.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/motley.v1.Control/Remove',
+            motley_dot_v1_dot_control__pb2.RunRequest.SerializeToString,
+            motley_dot_v1_dot_control__pb2.RunReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/motley.v1.Control/CreateToken',
+            motley_dot_v1_dot_control__pb2.CreateTokenRequest.SerializeToString,
+            motley_dot_v1_dot_control__pb2.TokenReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/motley.v1.Control/ListTokens',
+            motley_dot_v1_dot_control__pb2.ListTokensRequest.SerializeToString,
+            motley_dot_v1_dot_control__pb2.Records.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/motley.v1.Control/RevokeToken',
+            motley_dot_v1_dot_control__pb2.RevokeTokenRequest.SerializeToString,
+            motley_dot_v1_dot_control__pb2.Record.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RevokeClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/motley.v1.Control/RevokeClient',
+            motley_dot_v1_dot_control__pb2.RevokeClientRequest.SerializeToString,
             motley_dot_v1_dot_control__pb2.Record.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

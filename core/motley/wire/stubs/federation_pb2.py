@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 from motley.wire.stubs import common_pb2 as motley_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amotley/v1/federation.proto\x12\tmotley.v1\x1a\x16motley/v1/common.proto\"\xae\x01\n\x0e\x43heckInRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12-\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x17.motley.v1.Capabilities\x12)\n\x07profile\x18\x04 \x01(\x0b\x32\x18.motley.v1.DeviceProfile\x12\x12\n\nworking_on\x18\x05 \x01(\t\x12\x0f\n\x07leaving\x18\x06 \x01(\x08\"\xa1\x01\n\x0c\x43heckInReply\x12\x1f\n\x04task\x18\x01 \x01(\x0b\x32\x0f.motley.v1.TaskH\x00\x12\x1d\n\x13retry_after_seconds\x18\x02 \x01(\x01H\x00\x12\x17\n\x0fserver_software\x18\x03 \x01(\t\x12\x1c\n\x14working_on_is_closed\x18\x05 \x01(\x08\x12\x0f\n\x07notices\x18\x04 \x03(\tB\t\n\x07outcome\"a\n\x0f\x44ownloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x0e\n\x06offset\x18\x05 \x01(\x04\"\x84\x02\n\nUploadOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12&\n\x07payload\x18\x04 \x01(\x0b\x32\x15.motley.v1.PayloadRef\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x33\n\x07metrics\x18\x06 \x03(\x0b\x32\".motley.v1.UploadOpen.MetricsEntry\x12\x15\n\rtrain_seconds\x18\x07 \x01(\x01\x12\x11\n\trestarted\x18\x08 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"a\n\rUploadMessage\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.motley.v1.UploadOpenH\x00\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.motley.v1.FrameH\x00\x42\x06\n\x04kind\"V\n\x07Receipt\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.motley.v1.UpdateStatus\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"T\n\x0bUploadReply\x12\x16\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04H\x00\x12%\n\x07receipt\x18\x02 \x01(\x0b\x32\x12.motley.v1.ReceiptH\x00\x42\x06\n\x04kind\";\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tpermanent\x18\x03 \x01(\x08\"z\n\x06Result\x12/\n\x07metrics\x18\x01 \x03(\x0b\x32\x1e.motley.v1.Result.MetricsEntry\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x96\x01\n\rReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12%\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x12.motley.v1.FailureH\x00\x12#\n\x06result\x18\x05 \x01(\x0b\x32\x11.motley.v1.ResultH\x00\x42\t\n\x07outcome\" \n\x0bReportReply\x12\x11\n\tduplicate\x18\x01 \x01(\x08*|\n\x0cUpdateStatus\x12\x1d\n\x19UPDATE_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16UPDATE_STATUS_ACCEPTED\x10\x01\x12\x19\n\x15UPDATE_STATUS_SURPLUS\x10\x02\x12\x16\n\x12UPDATE_STATUS_LATE\x10\x03\x32\x83\x02\n\nFederation\x12=\n\x07\x43heckIn\x12\x19.motley.v1.CheckInRequest\x1a\x17.motley.v1.CheckInReply\x12:\n\x08\x44ownload\x12\x1a.motley.v1.DownloadRequest\x1a\x10.motley.v1.Frame0\x01\x12>\n\x06Upload\x12\x18.motley.v1.UploadMessage\x1a\x16.motley.v1.UploadReply(\x01\x30\x01\x12:\n\x06Report\x12\x18.motley.v1.ReportRequest\x1a\x16.motley.v1.ReportReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amotley/v1/federation.proto\x12\tmotley.v1\x1a\x16motley/v1/common.proto\"\xae\x01\n\x0e\x43heckInRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12-\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x17.motley.v1.Capabilities\x12)\n\x07profile\x18\x04 \x01(\x0b\x32\x18.motley.v1.DeviceProfile\x12\x12\n\nworking_on\x18\x05 \x01(\t\x12\x0f\n\x07leaving\x18\x06 \x01(\x08\"\xa1\x01\n\x0c\x43heckInReply\x12\x1f\n\x04task\x18\x01 \x01(\x0b\x32\x0f.motley.v1.TaskH\x00\x12\x1d\n\x13retry_after_seconds\x18\x02 \x01(\x01H\x00\x12\x17\n\x0fserver_software\x18\x03 \x01(\t\x12\x1c\n\x14working_on_is_closed\x18\x05 \x01(\x08\x12\x0f\n\x07notices\x18\x04 \x03(\tB\t\n\x07outcome\"v\n\x0f\x44ownloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x13\n\x0b\x66rame_bytes\x18\x06 \x01(\r\"\x84\x02\n\nUploadOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12&\n\x07payload\x18\x04 \x01(\x0b\x32\x15.motley.v1.PayloadRef\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x33\n\x07metrics\x18\x06 \x03(\x0b\x32\".motley.v1.UploadOpen.MetricsEntry\x12\x15\n\rtrain_seconds\x18\x07 \x01(\x01\x12\x11\n\trestarted\x18\x08 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"a\n\rUploadMessage\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.motley.v1.UploadOpenH\x00\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.motley.v1.FrameH\x00\x42\x06\n\x04kind\"V\n\x07Receipt\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.motley.v1.UpdateStatus\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"f\n\x0bUploadReply\x12\x16\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04H\x00\x12%\n\x07receipt\x18\x02 \x01(\x0b\x32\x12.motley.v1.ReceiptH\x00\x12\x10\n\x06queued\x18\x03 \x01(\rH\x00\x42\x06\n\x04kind\";\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tpermanent\x18\x03 \x01(\x08\"z\n\x06Result\x12/\n\x07metrics\x18\x01 \x03(\x0b\x32\x1e.motley.v1.Result.MetricsEntry\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x96\x01\n\rReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12%\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x12.motley.v1.FailureH\x00\x12#\n\x06result\x18\x05 \x01(\x0b\x32\x11.motley.v1.ResultH\x00\x42\t\n\x07outcome\" \n\x0bReportReply\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"\'\n\x0cRenewRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\"4\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c*|\n\x0cUpdateStatus\x12\x1d\n\x19UPDATE_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16UPDATE_STATUS_ACCEPTED\x10\x01\x12\x19\n\x15UPDATE_STATUS_SURPLUS\x10\x02\x12\x16\n\x12UPDATE_STATUS_LATE\x10\x03\x32\xbc\x02\n\nFederation\x12=\n\x07\x43heckIn\x12\x19.motley.v1.CheckInRequest\x1a\x17.motley.v1.CheckInReply\x12:\n\x08\x44ownload\x12\x1a.motley.v1.DownloadRequest\x1a\x10.motley.v1.Frame0\x01\x12>\n\x06Upload\x12\x18.motley.v1.UploadMessage\x1a\x16.motley.v1.UploadReply(\x01\x30\x01\x12:\n\x06Report\x12\x18.motley.v1.ReportRequest\x1a\x16.motley.v1.ReportReply\x12\x37\n\x05Renew\x12\x17.motley.v1.RenewRequest\x1a\x15.motley.v1.RenewReplyb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'motley.v1.federation_pb2', globals())
@@ -25,34 +25,38 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _UPLOADOPEN_METRICSENTRY._serialized_options = b'8\001'
   _RESULT_METRICSENTRY._options = None
   _RESULT_METRICSENTRY._serialized_options = b'8\001'
-  _UPDATESTATUS._serialized_start=1413
-  _UPDATESTATUS._serialized_end=1537
+  _UPDATESTATUS._serialized_start=1547
+  _UPDATESTATUS._serialized_end=1671
   _CHECKINREQUEST._serialized_start=66
   _CHECKINREQUEST._serialized_end=240
   _CHECKINREPLY._serialized_start=243
   _CHECKINREPLY._serialized_end=404
   _DOWNLOADREQUEST._serialized_start=406
-  _DOWNLOADREQUEST._serialized_end=503
-  _UPLOADOPEN._serialized_start=506
-  _UPLOADOPEN._serialized_end=766
-  _UPLOADOPEN_METRICSENTRY._serialized_start=720
-  _UPLOADOPEN_METRICSENTRY._serialized_end=766
-  _UPLOADMESSAGE._serialized_start=768
-  _UPLOADMESSAGE._serialized_end=865
-  _RECEIPT._serialized_start=867
-  _RECEIPT._serialized_end=953
-  _UPLOADREPLY._serialized_start=955
-  _UPLOADREPLY._serialized_end=1039
-  _FAILURE._serialized_start=1041
-  _FAILURE._serialized_end=1100
-  _RESULT._serialized_start=1102
-  _RESULT._serialized_end=1224
-  _RESULT_METRICSENTRY._serialized_start=720
-  _RESULT_METRICSENTRY._serialized_end=766
-  _REPORTREQUEST._serialized_start=1227
-  _REPORTREQUEST._serialized_end=1377
-  _REPORTREPLY._serialized_start=1379
-  _REPORTREPLY._serialized_end=1411
-  _FEDERATION._serialized_start=1540
-  _FEDERATION._serialized_end=1799
+  _DOWNLOADREQUEST._serialized_end=524
+  _UPLOADOPEN._serialized_start=527
+  _UPLOADOPEN._serialized_end=787
+  _UPLOADOPEN_METRICSENTRY._serialized_start=741
+  _UPLOADOPEN_METRICSENTRY._serialized_end=787
+  _UPLOADMESSAGE._serialized_start=789
+  _UPLOADMESSAGE._serialized_end=886
+  _RECEIPT._serialized_start=888
+  _RECEIPT._serialized_end=974
+  _UPLOADREPLY._serialized_start=976
+  _UPLOADREPLY._serialized_end=1078
+  _FAILURE._serialized_start=1080
+  _FAILURE._serialized_end=1139
+  _RESULT._serialized_start=1141
+  _RESULT._serialized_end=1263
+  _RESULT_METRICSENTRY._serialized_start=741
+  _RESULT_METRICSENTRY._serialized_end=787
+  _REPORTREQUEST._serialized_start=1266
+  _REPORTREQUEST._serialized_end=1416
+  _REPORTREPLY._serialized_start=1418
+  _REPORTREPLY._serialized_end=1450
+  _RENEWREQUEST._serialized_start=1452
+  _RENEWREQUEST._serialized_end=1491
+  _RENEWREPLY._serialized_start=1493
+  _RENEWREPLY._serialized_end=1545
+  _FEDERATION._serialized_start=1674
+  _FEDERATION._serialized_end=1990
 # @@protoc_insertion_point(module_scope)

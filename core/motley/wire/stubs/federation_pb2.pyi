@@ -42,18 +42,20 @@ class CheckInRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., session: _Optional[str] = ..., capabilities: _Optional[_Union[_common_pb2.Capabilities, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., working_on: _Optional[str] = ..., leaving: bool = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
-    __slots__ = ["name", "offset", "session", "sha256", "task_id"]
+    __slots__ = ["frame_bytes", "name", "offset", "session", "sha256", "task_id"]
+    FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    frame_bytes: int
     name: str
     offset: int
     session: str
     sha256: bytes
     task_id: str
-    def __init__(self, name: _Optional[str] = ..., session: _Optional[str] = ..., task_id: _Optional[str] = ..., sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., session: _Optional[str] = ..., task_id: _Optional[str] = ..., sha256: _Optional[bytes] = ..., offset: _Optional[int] = ..., frame_bytes: _Optional[int] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ["code", "message", "permanent"]
@@ -74,6 +76,20 @@ class Receipt(_message.Message):
     status: UpdateStatus
     task_id: str
     def __init__(self, task_id: _Optional[str] = ..., status: _Optional[_Union[UpdateStatus, str]] = ..., duplicate: bool = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ["authority", "certificate"]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    authority: bytes
+    certificate: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., authority: _Optional[bytes] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ["signing_request"]
+    SIGNING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    signing_request: bytes
+    def __init__(self, signing_request: _Optional[bytes] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ["duplicate"]
@@ -146,12 +162,14 @@ class UploadOpen(_message.Message):
     def __init__(self, name: _Optional[str] = ..., session: _Optional[str] = ..., task_id: _Optional[str] = ..., payload: _Optional[_Union[_common_pb2.PayloadRef, _Mapping]] = ..., samples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ..., restarted: bool = ...) -> None: ...
 
 class UploadReply(_message.Message):
-    __slots__ = ["acknowledged", "receipt"]
+    __slots__ = ["acknowledged", "queued", "receipt"]
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     acknowledged: int
+    queued: int
     receipt: Receipt
-    def __init__(self, acknowledged: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    def __init__(self, acknowledged: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., queued: _Optional[int] = ...) -> None: ...
 
 class UpdateStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []

@@ -35,6 +35,11 @@ class FederationStub(object):
                 request_serializer=motley_dot_v1_dot_federation__pb2.ReportRequest.SerializeToString,
                 response_deserializer=motley_dot_v1_dot_federation__pb2.ReportReply.FromString,
                 )
+        self.Renew = channel.unary_unary(
+                '/motley.v1.Federation/Renew',
+                request_serializer=motley_dot_v1_dot_federation__pb2.RenewRequest.SerializeToString,
+                response_deserializer=motley_dot_v1_dot_federation__pb2.RenewReply.FromString,
+                )
 
 
 class FederationServicer(object):
@@ -68,6 +73,13 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """A new certificate for the client that asks, before its old one runs out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +102,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=motley_dot_v1_dot_federation__pb2.ReportRequest.FromString,
                     response_serializer=motley_dot_v1_dot_federation__pb2.ReportReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=motley_dot_v1_dot_federation__pb2.RenewRequest.FromString,
+                    response_serializer=motley_dot_v1_dot_federation__pb2.RenewReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -166,5 +183,22 @@ class Federation(object):
         return grpc.experimental.unary_unary(request, target, '/motley.v1.Federation/Report',
             motley_dot_v1_dot_federation__pb2.ReportRequest.SerializeToString,
             motley_dot_v1_dot_federation__pb2.ReportReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/motley.v1.Federation/Renew',
+            motley_dot_v1_dot_federation__pb2.RenewRequest.SerializeToString,
+            motley_dot_v1_dot_federation__pb2.RenewReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
