@@ -60,7 +60,7 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     The initial state is drawn by the same rule as the clients' personal models
     (`fresh_tensors` under derive(seed, "init", variant)), or read from `init`, a payload file.
     """
-    from motley.models.units import fresh_tensors, unit_table
+    from motley.models.units import fresh_tensors, variant_table
     from motley.wire import PayloadReader, encode_dense, write_payload
 
     workload = create(job["workload"], job["mappings"], job["arguments"])
@@ -73,7 +73,7 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
                 f"workload {job['workload']!r} has no model variant {name!r}; it has {known}"
             )
     tables = {
-        name: unit_table(v.build(), v.quantized)
+        name: variant_table(v, ends=job["quantizes_ends"])
         for name, v in variants.items()
         if name in {chosen, *job["variants"]} or name == next(iter(variants))
     }
@@ -97,7 +97,7 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def held_out(job: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate a global state on the server's own held-out set."""
-    from motley.models.units import load_tensors, unit_table
+    from motley.models.units import load_tensors, variant_table
     from motley.training.evaluation import evaluate
     from motley.wire import PayloadReader
     from motley.workload import DataSpec
@@ -105,7 +105,7 @@ def held_out(job: Mapping[str, Any]) -> dict[str, Any]:
     workload = create(job["workload"], job["mappings"], job["arguments"])
     variant = workload.variants()[job["global_variant"]]
     module = variant.build()
-    table = unit_table(module, variant.quantized)
+    table = variant_table(variant)
     with PayloadReader(Path(job["state"]), table.tensor_table) as reader:
         load_tensors(module, {name: reader[name].decode() for name in reader.names})
     return evaluate(module, workload, workload.held_out(DataSpec.parse(job["data"])))

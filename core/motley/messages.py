@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from motley.errors import PlanError
-from motley.plan import Plan
+from motley.plan import FULL_PRECISION, Plan
 from motley.task import TaskKind, TaskSpec
 from motley.wire.stubs import common_pb2 as pb
 from motley.workload import Scalar
@@ -53,6 +53,8 @@ def plan_to_proto(plan: Plan) -> pb.Plan:
         down_bits=plan.down_bits,
         iteration=plan.iteration,
         iterations=plan.iterations,
+        layout=plan.layout,
+        tail_bits=plan.tail_bits,
     )
 
 
@@ -67,6 +69,8 @@ def plan_from_proto(message: pb.Plan) -> Plan:
         down_bits=message.down_bits,
         iteration=message.iteration,
         iterations=message.iterations,
+        layout=cast(Any, message.layout),
+        tail_bits=message.tail_bits or FULL_PRECISION,
     )
 
 

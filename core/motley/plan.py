@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from motley.errors import PlanError
 from motley.workload import Scalar
 
 FULL_PRECISION = 32
 """The bit-width that stands for fp32, in plans and in run files."""
+HALF = 16
+"""fp16; for tensors that no low bit-width applies to."""
 
 
 def check_bits(bits: int, what: str) -> int:
@@ -41,12 +43,23 @@ class Plan:
     client's own count, so that clients sampled rarely stay in step."""
     iterations: int = 0
     """Local iterations of the whole run."""
+    layout: Literal["", "planes"] = ""
+    """With "planes" the units of `bits` travel as integers in sign-magnitude planes, both ways, and
+    an update may leave top planes out; `up_bits` and `down_bits` then have no say. Else the global
+    model travels as a whole at those two widths."""
+    tail_bits: int = FULL_PRECISION
+    """With "planes": 32 or 16, the width of the float32 tensors that are not in planes."""
 
     def __post_init__(self) -> None:
         check_bits(self.up_bits, "the upload")
         check_bits(self.down_bits, "the broadcast")
         for unit, bits in self.bits.items():
             check_bits(bits, f"unit {unit!r}")
+        if self.layout not in ("", "planes") or self.tail_bits not in (FULL_PRECISION, HALF):
+            raise PlanError(
+                f"layout {self.layout!r} with a tail of {self.tail_bits} bits; expected '' or "
+                f"'planes', and 32 or 16 bits"
+            )
 
     @property
     def sends_delta(self) -> bool:
@@ -55,7 +68,16 @@ class Plan:
         In full precision both ways values travel, so that a round is plain averaging to the
         last bit; with either side quantized the server must keep its own full-precision state.
         """
+        if self.layout == "planes":
+            return False
         return self.up_bits != FULL_PRECISION or self.down_bits != FULL_PRECISION
+
+    def planes_of(self, unit: str, *, quantized: bool) -> int:
+        """Return the width at which a tensor of a unit travels in planes; 0: it does not."""
+        if self.layout != "planes" or not quantized:
+            return 0
+        bits = self.bits.get(unit, FULL_PRECISION)
+        return 0 if bits == FULL_PRECISION else bits
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a record."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from motley.algorithms import registry
+from motley.algorithms.base import Algorithm
 from motley.errors import MotleyError, RunFileError
 from motley.plan import FULL_PRECISION, check_bits
 
@@ -198,7 +199,8 @@ def parse(text: str, source: str = "run file") -> RunFile:
     except ValidationError as error:
         faults = describe(error, RunFile)
     if runfile is not None:
-        faults = [*_settings_faults(runfile), *_method_faults(runfile)]
+        unfit = _settings_faults(runfile)
+        faults = [*unfit, *_method_faults(runfile, settings_are_valid=not unfit)]
     if faults or runfile is None:
         raise RunFileError(f"{source} is not valid:\n  " + "\n  ".join(faults))
     return runfile
@@ -222,7 +224,7 @@ def _settings_faults(runfile: RunFile) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def _method_faults(runfile: RunFile) -> list[str]:
+def _method_faults(runfile: RunFile, *, settings_are_valid: bool) -> list[str]:
     """Check what only some methods can do: personal models, tiers with models of their own."""
     faults = []
     name, subject = runfile.run.algorithm, runfile.evaluate.subject
@@ -231,14 +233,30 @@ def _method_faults(runfile: RunFile) -> list[str]:
         faults.append(f'evaluate.subject: {name} has no global model; expected "personal"')
     if subject == "personal" and not algorithm.keeps_personal_state:
         faults.append(f'evaluate.subject: {name} has no personal models; expected "global"')
-    if not algorithm.tiers_choose_models:
-        for tier in runfile.tiers:
-            if tier.variant or tier.bits != FULL_PRECISION:
-                faults.append(
-                    f"tiers.{tier.name}: {name} trains the global model on all devices, so variant "
-                    f"and bits have no place here; run.global_variant names the model, and up_bits "
-                    f"and down_bits make it small on the wire"
-                )
+    for tier in runfile.tiers:
+        found = _tier_faults(algorithm, runfile, tier)
+        if settings_are_valid:
+            found.append(algorithm.tier_fault(tier.bits, {**runfile.settings, **tier.settings}))
+        faults += [f"tiers.{tier.name}{fault}" for fault in found if fault]
+    return faults
+
+
+def _tier_faults(algorithm: type[Algorithm], runfile: RunFile, tier: Tier) -> list[str]:
+    """Check what a tier asks for against what the method does with tiers."""
+    name, faults = algorithm.name, []
+    wants_bits = tier.bits != FULL_PRECISION and not algorithm.tiers_choose_bits
+    if not algorithm.tiers_choose_models and (tier.variant or wants_bits):
+        faults.append(
+            f": {name} trains the global model on all devices, so variant and bits have no place "
+            f"here; run.global_variant names the model, and up_bits and down_bits make it small "
+            f"on the wire"
+        )
+    wire = runfile.wire
+    widths = {tier.up_bits, tier.down_bits, wire.up_bits, wire.down_bits} - {None, FULL_PRECISION}
+    if algorithm.tiers_choose_bits and widths:
+        faults.append(
+            f": {name} sends each layer at the width it has, so up_bits and down_bits have no place"
+        )
     return faults
 
 

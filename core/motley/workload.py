@@ -81,7 +81,10 @@ class Variant:
     """Makes the model with freshly drawn parameters (seeded by the caller)."""
     quantized: tuple[str, ...] | None = None
     """Names of the tensors that low bit-widths apply to. None: every parameter of two or more
-    dimensions but the first and the last (QuPeD, section 5)."""
+    dimensions but the first and the last (QuPeD, section 5), or those too where a method takes
+    them (FedMPQ)."""
+    full_precision: tuple[str, ...] = ()
+    """Where `quantized` is None: names of tensors that stay in full precision all the same."""
 
 
 class Workload(ABC):

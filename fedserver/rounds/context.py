@@ -8,6 +8,7 @@ from typing import Any
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Member
+from motley.device import Link
 from motley.models.units import UnitTable
 from motley.runfile import RunFile, Tier, parse
 
@@ -69,14 +70,25 @@ class RunContext:
         """Return the tier of that name."""
         return next(tier for tier in self.runfile.tiers if tier.name == name)
 
-    def member(self, name: str, tier_name: str, variant: str) -> Member:
-        """Return a frozen client as algorithms see it."""
-        tier, wire = self.tier(tier_name), self.runfile.wire
+    def variant_for(self, tier: Tier) -> str:
+        """Return the model variant that a tier's clients train."""
+        if not self.algorithm.tiers_choose_models and self.algorithm.has_global_model:
+            return self.prepared.global_variant
+        return tier.variant or self.prepared.default_variant
+
+    def member(self, row: Any) -> Member:
+        """Return a frozen client, a row of the `members` table, as algorithms see it."""
+        tier, wire, profile = self.tier(row.tier), self.runfile.wire, row.profile
         return Member(
-            name=name,
-            tier=tier_name,
-            variant=variant,
-            units=self.prepared.tables[variant],
+            name=row.client,
+            tier=row.tier,
+            variant=row.variant,
+            units=self.prepared.tables[row.variant],
+            link=Link(
+                download=profile["download_bytes_per_second"],
+                upload=profile["upload_bytes_per_second"],
+                storage=profile["storage_free_bytes"],
+            ),
             bits=tier.bits,
             up_bits=tier.up_bits if tier.up_bits is not None else wire.up_bits,
             down_bits=tier.down_bits if tier.down_bits is not None else wire.down_bits,

@@ -290,7 +290,7 @@ class Engine:
                     run=row.id,
                     client=arrival.name,
                     tier=tier.name,
-                    variant=tier.variant or context.prepared.default_variant,
+                    variant=context.variant_for(tier),
                     threads=arrival.profile.threads,
                     profile={**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
                 )

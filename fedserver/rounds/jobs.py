@@ -11,13 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from fedserver.aggregation.fold import Contribution, fold
 from fedserver.model_process import run_job
 from fedserver.rounds.context import EMPTY_TABLE, RunContext
 from fedserver.storage.payloads import PayloadStore
-from motley.plan import FULL_PRECISION
+from motley.models.units import TensorInfo
+from motley.plan import FULL_PRECISION, HALF, Plan
 from motley.seeding import numpy_generator
-from motley.wire import PayloadReader, encode_dense, quantize_uniform, write_payload
+from motley.wire import (
+    EncodedTensor,
+    PayloadReader,
+    encode_dense,
+    quantize_planes,
+    quantize_uniform,
+    write_payload,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +54,7 @@ class PrepareJob:
                 "variants": [t.variant for t in runfile.tiers if t.variant],
                 "seed": runfile.run.seed,
                 "init": self.init,
+                "quantizes_ends": self.context.algorithm.quantizes_ends,
                 "out": str(out),
             }
         )
@@ -51,6 +63,33 @@ class PrepareJob:
             result = {**result, "sha256": info.sha256.hex()}
         payloads.adopt(out, str(result["sha256"]))
         return result
+
+
+@dataclass(frozen=True, order=True)
+class Form:
+    """How a broadcast is encoded: clients whose plans say the same share one payload."""
+
+    bits: int
+    """Of float32 tensors that are not in planes: 32, 16 or, quantized, 1 to 8."""
+    widths: tuple[tuple[str, int], ...] = ()
+    """Magnitude planes by unit, in order of name."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Form:
+        """Return the form that a plan asks for."""
+        if plan.layout == "planes":
+            return cls(plan.tail_bits, tuple(sorted(plan.bits.items())))
+        return cls(plan.down_bits)
+
+    @property
+    def is_full_precision(self) -> bool:
+        """Whether the global state as it is stored has this form."""
+        return self.bits == FULL_PRECISION and not self.widths
+
+    @property
+    def planes(self) -> dict[str, int]:
+        """Magnitude planes by unit."""
+        return dict(self.widths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,34 +101,43 @@ class OpenJob:
     round: int
     state: str
     """Digest of the global state."""
-    down_bits: frozenset[int]
+    forms: frozenset[Form]
 
-    def run(self, payloads: PayloadStore) -> dict[int, str]:
-        """Return the broadcast's digest by bit-width."""
-        # In full precision the state file itself is the broadcast: nothing is encoded twice.
-        digests = {FULL_PRECISION: self.state}
-        for bits in sorted(self.down_bits - {FULL_PRECISION}):
-            out = payloads.scratch(f"broadcast-{self.round_id}-{bits}")
+    def run(self, payloads: PayloadStore) -> dict[Form, str]:
+        """Return the broadcast's digest by form."""
+        digests = {}
+        for number, form in enumerate(sorted(self.forms)):
+            if form.is_full_precision:
+                # The state file itself is the broadcast: nothing is encoded twice.
+                digests[form] = self.state
+                continue
+            out = payloads.scratch(f"broadcast-{self.round_id}-{number}")
             table = self.context.global_table
-            seed = self.context.runfile.run.seed
             with PayloadReader(payloads.path(self.state), table.tensor_table) as reader:
                 encoded = (
-                    (
-                        row.name,
-                        quantize_uniform(
-                            reader[row.name].decode(),
-                            bits,
-                            numpy_generator(seed, "broadcast", self.round, bits, row.name),
-                        )
-                        if row.dtype == "float32"
-                        else encode_dense(reader[row.name].decode()),
-                    )
+                    (row.name, self._encode(row, reader[row.name].decode(), form))
                     for row in table.rows
                 )
                 info = write_payload(out, encoded, table.tensor_table)
-            digests[bits] = info.sha256.hex()
-            payloads.adopt(out, digests[bits])
+            digests[form] = info.sha256.hex()
+            payloads.adopt(out, digests[form])
         return digests
+
+    def _encode(
+        self, row: TensorInfo, values: npt.NDArray[np.generic], form: Form
+    ) -> EncodedTensor:
+        planes = form.planes.get(row.unit, 0) if row.quantized else 0
+        if planes:
+            return quantize_planes(values, planes)
+        if row.dtype != "float32":
+            return encode_dense(values)
+        if form.bits == HALF:
+            return encode_dense(values, "float16")
+        if form.bits == FULL_PRECISION:
+            return encode_dense(values)
+        seed = self.context.runfile.run.seed
+        rng = numpy_generator(seed, "broadcast", self.round, form.bits, row.name)
+        return quantize_uniform(values, form.bits, rng)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,8 @@ def refusal(context: RunContext, arrival: Arrival) -> str:
 def needed_encodings(context: RunContext) -> tuple[str, ...]:
     """Return the encodings that a run puts on the wire."""
     wire = context.runfile.wire
+    if context.algorithm.tiers_choose_bits:
+        return ("dense", "uniform")
     widths = {wire.up_bits, wire.down_bits}
     for tier in context.runfile.tiers:
         widths |= {b for b in (tier.up_bits, tier.down_bits) if b is not None}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
-from fedserver.rounds.jobs import OpenJob
+from fedserver.rounds.jobs import Form, OpenJob
 from fedserver.rounds.membership import refusal
 from fedserver.rounds.presence import PRESENT_SECONDS
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.algorithms.base import Member, Moment
+from motley.plan import Plan
 from motley.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -84,12 +85,29 @@ def begin(
     ).inserted_primary_key
     assert inserted is not None
     round_id = int(inserted[0])
-    moment = Moment(round=max(1, number), rounds=run.rounds, seed=context.runfile.run.seed)
+    moment = moment_of(tx, run, context, max(1, number))
     for member in cohort:
         add_task(tx, run, context, member, moment, kind, attempt, round_id)
     if run.reason:
         tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     return True
+
+
+def moment_of(tx: Connection, run: Any, context: RunContext, number: int) -> Moment:
+    """Return where a run stands before round `number`, with what its last round measured."""
+    closed = select(func.max(rounds.c.id)).where(
+        rounds.c.run == run.id, rounds.c.kind == "train", rounds.c.status == "closed"
+    )
+    counted = select(tasks.c.client, tasks.c.scalars).where(
+        tasks.c.round_id == closed.scalar_subquery(), tasks.c.status == "counted"
+    )
+    return Moment(
+        round=number,
+        rounds=run.rounds,
+        seed=context.runfile.run.seed,
+        deadline=context.runfile.round.deadline_seconds,
+        last={row.client: row.scalars for row in tx.execute(counted.order_by(tasks.c.client))},
+    )
 
 
 def _just_started(engine: Engine) -> bool:
@@ -122,7 +140,7 @@ def enrolled_members(tx: Connection, run_id: str, context: RunContext) -> list[M
         .where(members.c.run == run_id, members.c.excluded == "")
         .order_by(members.c.client)
     )
-    return [context.member(row.client, row.tier, row.variant) for row in rows]
+    return [context.member(row) for row in rows]
 
 
 def add_task(
@@ -172,12 +190,12 @@ def open_job(tx: Connection, context: RunContext, current: Any) -> OpenJob:
         round_id=current.id,
         round=current.round,
         state=current.state_before,
-        down_bits=frozenset(spec["plan"]["down_bits"] for spec in plans),
+        forms=frozenset(Form.of(Plan.from_json(spec["plan"])) for spec in plans),
     )
 
 
 def opened(
-    engine: Engine, tx: Connection, job: OpenJob, digests: dict[int, str], woken: set[str]
+    engine: Engine, tx: Connection, job: OpenJob, digests: dict[Form, str], woken: set[str]
 ) -> None:
     """Offer a round's tasks: its broadcasts are encoded."""
     current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).one()
@@ -185,7 +203,7 @@ def opened(
         return  # stopped meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
     for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
-        payload = digests[row.spec["plan"]["down_bits"]] if broadcast else ""
+        payload = digests[Form.of(Plan.from_json(row.spec["plan"]))] if broadcast else ""
         tx.execute(
             update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)
         )

@@ -10,9 +10,15 @@ from structlog.stdlib import get_logger
 from fedserver.rounds.closing import OPEN_TASKS, close_if_due, evaluated, fold_job
 from fedserver.rounds.context import RunContext
 from fedserver.rounds.jobs import HeldOutJob, Job
-from fedserver.rounds.opening import add_task, begin, enrolled_members, needs_broadcast, open_job
+from fedserver.rounds.opening import (
+    add_task,
+    begin,
+    enrolled_members,
+    moment_of,
+    needs_broadcast,
+    open_job,
+)
 from fedserver.storage.schema import rounds, tasks
-from motley.algorithms.base import Moment
 
 if TYPE_CHECKING:
     from fedserver.rounds.engine import Engine
@@ -49,7 +55,7 @@ def step(engine: Engine, tx: Connection, run: Any, woken: set[str]) -> tuple[boo
 
 def _finish(engine: Engine, tx: Connection, run: Any, context: RunContext, woken: set[str]) -> None:
     """End a run; every client gets a finish task now, absent ones when they return."""
-    moment = Moment(round=run.rounds, rounds=run.rounds, seed=context.runfile.run.seed)
+    moment = moment_of(tx, run, context, run.rounds)
     payload = run.state if needs_broadcast(context, "finish") else ""
     for member in enrolled_members(tx, run.id, context):
         task_id = add_task(tx, run, context, member, moment, "finish", 0, None)

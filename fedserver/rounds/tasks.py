@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -13,6 +13,7 @@ from structlog.stdlib import get_logger
 from fedserver.errors import ProtocolError, UnknownTaskError
 from fedserver.rounds.engine import Engine
 from fedserver.storage.schema import members, rounds, runs, tasks
+from motley.algorithms.base import UpdateFacts
 from motley.models.units import UnitTable
 from motley.plan import Plan
 from motley.task import TaskKind, TaskSpec
@@ -54,6 +55,8 @@ class Arrived:
     restarted: bool
     bytes_up: int
     """Bytes that travelled, repeated ones included."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Width of each unit that came in planes."""
 
 
 class TaskDesk:
@@ -209,7 +212,12 @@ class TaskDesk:
                 receipt = Receipt.SURPLUS
             context = engine.context(tx, row.run)
             cap = context.runfile.clients.max_samples
-            samples = min(arrived.samples, cap) if cap else arrived.samples
+            facts = UpdateFacts(
+                samples=min(arrived.samples, cap) if cap else arrived.samples,
+                metrics=arrived.metrics,
+                plan=Plan.from_json(row.spec["plan"]),
+                bits=arrived.widths,
+            )
             tx.execute(
                 update(tasks)
                 .where(tasks.c.id == row.id)
@@ -218,7 +226,7 @@ class TaskDesk:
                     update=arrived.digest,
                     update_bytes=arrived.size,
                     bytes_up=tasks.c.bytes_up + arrived.bytes_up,
-                    scalars=context.algorithm.measure(samples, arrived.metrics),
+                    scalars=context.algorithm.measure(facts),
                     metrics=dict(arrived.metrics),
                     seconds=arrived.seconds,
                     restarted=arrived.restarted,

@@ -262,23 +262,25 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         """Hash, check and store a whole update, then put it on record."""
         whole = await self._on_file_thread(writer.finish, opening.payload.sha256)
         try:
-            await self._check(ticket, whole)
+            widths = await self._check(ticket, whole)
         except UpdateError:
             whole.unlink()
             raise
         digest = opening.payload.sha256.hex()
         await self._on_file_thread(self._payloads.adopt, whole, digest)
-        return await self._accept(opening, received)
+        return await self._accept(opening, received, widths)
 
-    async def _check(self, ticket: Ticket, whole: Path) -> None:
+    async def _check(self, ticket: Ticket, whole: Path) -> dict[str, int]:
         try:
-            await self._on_file_thread(check_update, whole, ticket)
+            return await self._on_file_thread(check_update, whole, ticket)
         except UpdateError as error:
             # The bytes are what the client meant to send, and they are wrong: no use in a retry.
             await self._database(self._desk.reject, ticket.task_id, str(error))
             raise
 
-    async def _accept(self, opening: federation_pb2.UploadOpen, received: int) -> Receipt:
+    async def _accept(
+        self, opening: federation_pb2.UploadOpen, received: int, widths: dict[str, int]
+    ) -> Receipt:
         return await self._database(
             self._desk.accept,
             Arrived(
@@ -290,6 +292,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 seconds=checked_seconds(opening.train_seconds),
                 restarted=opening.restarted,
                 bytes_up=received,
+                widths=widths,
             ),
         )
 

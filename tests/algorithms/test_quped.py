@@ -9,7 +9,7 @@ import numpy.testing as npt
 import pytest
 import torch
 from torch import nn
-from toy import CLASSES, SEED, Toy, context, first_broadcast, member, run
+from toy import CLASSES, SEED, Toy, context, first_broadcast, member, run, sent
 
 from motley.algorithms.base import Algorithm, Tensors
 from motley.algorithms.local import Local
@@ -63,8 +63,8 @@ def test_schedule_follows_the_run_not_the_client() -> None:
     algorithm = QuPeD.configure({**SETTINGS, "lr_decay": 0.5})
     late = context(algorithm, member(1), 3, 4)
     assert late.plan.iteration == 12
-    first = algorithm.train(context(algorithm, member(1), 1, 4), first_broadcast(), None)
-    third = algorithm.train(late, first_broadcast(), None)
+    first = algorithm.train(context(algorithm, member(1), 1, 4), sent(first_broadcast()), None)
+    third = algorithm.train(late, sent(first_broadcast()), None)
 
     def moved(update: Tensors) -> float:
         start = first_broadcast()
@@ -79,7 +79,9 @@ def test_fine_tuning_keeps_as_many_values_as_centres(bits: int, count: int) -> N
     broadcast, personal = first_broadcast(), None
     states = []
     for number in range(1, 5):
-        trained = algorithm.train(context(algorithm, member(bits), number, 4), broadcast, personal)
+        trained = algorithm.train(
+            context(algorithm, member(bits), number, 4), sent(broadcast), personal
+        )
         broadcast, personal = trained.update, trained.personal
         assert personal is not None
         states.append(personal)
@@ -94,7 +96,7 @@ def test_fine_tuning_keeps_as_many_values_as_centres(bits: int, count: int) -> N
         assert (states[2][f"centres/{name}"] != states[3][f"centres/{name}"]).any()
     assert (states[2]["model/fc1.weight"] != states[3]["model/fc1.weight"]).any()
     # A client that comes in for the last round alone is frozen there.
-    only = algorithm.train(context(algorithm, member(bits), 4, 4), first_broadcast(), None)
+    only = algorithm.train(context(algorithm, member(bits), 4, 4), sent(first_broadcast()), None)
     assert only.personal is not None
     assert f"codes/{QUANTIZED[0]}" in only.personal
 
@@ -104,12 +106,12 @@ def test_what_is_evaluated_is_quantized(fraction: float) -> None:
     algorithm = QuPeD.configure({**SETTINGS, "finetune_fraction": fraction})
     trained = run(algorithm, member(2), 2)
     task = context(algorithm, member(2), 2, 2)
-    variant, tensors = algorithm.model_for(task, "personal", trained.update, trained.personal)
+    variant, tensors = algorithm.model_for(task, "personal", sent(trained.update), trained.personal)
     assert variant == "own"
     for name, values in tensors.items():
         few = np.unique(values).size <= 4
         assert few == (name in QUANTIZED or values.size <= 4)
-    variant, tensors = algorithm.model_for(task, "global", trained.update, trained.personal)
+    variant, tensors = algorithm.model_for(task, "global", sent(trained.update), trained.personal)
     assert variant == "shared"
     same(tensors, trained.update)
 
@@ -143,7 +145,7 @@ def trained_float32(
     broadcast, personal = start, None
     for number in (1, 2):
         task = context(algorithm, member(bits, workload=Float32()), number, 2, Float32())
-        trained = algorithm.train(task, broadcast, personal)
+        trained = algorithm.train(task, sent(broadcast), personal)
         broadcast, personal = trained.update, trained.personal
     assert personal is not None
     return algorithm, broadcast, personal, start
@@ -154,8 +156,8 @@ def trained_float32(
 def test_finish_packs_what_was_evaluated(bits: int, fraction: float) -> None:
     algorithm, broadcast, personal, _ = trained_float32(bits, fraction)
     task = context(algorithm, member(bits, workload=Float32()), 2, 2, Float32())
-    finished = algorithm.finish(task, broadcast, personal)
-    _, tensors = algorithm.model_for(task, "personal", broadcast, personal)
+    finished = algorithm.finish(task, sent(broadcast), personal)
+    _, tensors = algorithm.model_for(task, "personal", sent(broadcast), personal)
     assert list(finished.model) == list(tensors)
     for name, encoded in finished.model.items():
         npt.assert_array_equal(encoded.decode(), tensors[name])
@@ -206,12 +208,12 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
     algorithm = QuPeD.configure(SETTINGS)
     state = run(algorithm, member(2), 1).personal
     with pytest.raises(PlanError, match="cannot change within a run"):
-        algorithm.train(context(algorithm, member(1), 2, 2), first_broadcast(), state)
+        algorithm.train(context(algorithm, member(1), 2, 2), sent(first_broadcast()), state)
     # Quantizing a unit of another variant.
     task = context(algorithm, member(1), 1, 1)
     object.__setattr__(task.task.plan, "bits", {"fc9": 1})
     with pytest.raises(PlanError, match="'fc9'"):
-        algorithm.train(task, first_broadcast(), None)
+        algorithm.train(task, sent(first_broadcast()), None)
 
 
 def test_only_quantized_units_get_the_tiers_bits() -> None:

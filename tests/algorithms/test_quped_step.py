@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from naive import Naive
-from toy import Toy, context, first_broadcast, member
+from toy import Toy, context, first_broadcast, member, sent
 
 from motley.algorithms.base import Tensors
 from motley.algorithms.local import Local
@@ -88,7 +88,7 @@ def check(state: Tensors, update: Tensors, client: Naive) -> None:
 def test_a_task_is_algorithm_2(bits: int, mode: str, centre_step: str) -> None:
     quped = QuPeD.configure({**SETTINGS, "mode": mode, "centre_step": centre_step})
     task = context(quped, member(bits), 1, 1)
-    trained = quped.train(task, first_broadcast(), None)
+    trained = quped.train(task, sent(first_broadcast()), None)
     client = naive_client(
         quped._state(task, None), soft=mode == "soft", exact=centre_step == "exact"
     )
@@ -102,7 +102,7 @@ def test_a_task_is_algorithm_2(bits: int, mode: str, centre_step: str) -> None:
 def test_any_number_of_centres(centres: int) -> None:
     quped = QuPeD.configure({**SETTINGS, "centres": centres})
     task = context(quped, member(2), 1, 1)
-    trained = quped.train(task, first_broadcast(), None)
+    trained = quped.train(task, sent(first_broadcast()), None)
     client = naive_client(quped._state(task, None))
     follow(client)
     assert trained.personal is not None
@@ -112,7 +112,7 @@ def test_any_number_of_centres(centres: int) -> None:
 def test_temperature() -> None:
     quped = QuPeD.configure({**SETTINGS, "temperature": 3.0})
     task = context(quped, member(1), 1, 1)
-    trained = quped.train(task, first_broadcast(), None)
+    trained = quped.train(task, sent(first_broadcast()), None)
     client = naive_client(quped._state(task, None), temperature=3.0)
     follow(client)
     assert trained.personal is not None
@@ -125,7 +125,7 @@ def test_training_alone_is_algorithm_1(bits: int) -> None:
     own = {k: v for k, v in SETTINGS.items() if k not in ("shared_rate", "distillation")}
     local = Local.configure(own)
     task = context(local, member(bits), 1, 1)
-    trained = local.train(task, {}, None)
+    trained = local.train(task, sent({}), None)
     client = naive_client(local._state(task, None), share=0.0)
     follow(client, eta3=0.0)
     assert trained.update == {}
@@ -160,5 +160,5 @@ def test_passes_of_an_iteration(
 
     monkeypatch.setattr(torch.autograd, "grad", counted_gradient)
     monkeypatch.setattr(MLP, "forward", counted_call)
-    quped.train(context(quped, member(bits), 1, 1), first_broadcast(), None)
+    quped.train(context(quped, member(bits), 1, 1), sent(first_broadcast()), None)
     assert (len(forward), len(backward)) == (expected[0] * STEPS, expected[1] * STEPS)

@@ -9,7 +9,7 @@ import numpy.testing as npt
 import pytest
 import torch
 from pydantic import ValidationError
-from toy import SEED, Toy, context, first_broadcast, member, run
+from toy import SEED, Toy, context, first_broadcast, member, run, sent
 
 from motley.algorithms import registry
 from motley.algorithms.base import Tensors
@@ -57,7 +57,9 @@ def plain_sgd(variant: str, start: Tensors, steps: int, momentum: float = 0.0) -
 def test_a_fedavg_client_is_plain_sgd(momentum: float) -> None:
     fedavg = FedAvg.configure({**SETTINGS, "momentum": momentum})
     trained = fedavg.train(
-        context(fedavg, member(FULL_PRECISION, "shared"), 1, 1), first_broadcast(), None
+        context(fedavg, member(FULL_PRECISION, "shared"), 1, 1),
+        sent(first_broadcast()),
+        None,
     )
     expected = plain_sgd("shared", first_broadcast(), 5, momentum)
     assert list(trained.update) == list(expected)
@@ -96,14 +98,14 @@ def test_a_setting_out_of_range_is_refused(name: str, setting: str) -> None:
         registry.find(name).configure({setting: -1})
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", ["fedavg", "local", "quped"])
 def test_a_loss_that_is_not_finite_says_where(name: str) -> None:
     algorithm = registry.find(name).configure({**SETTINGS, "learning_rate": 1e200})
     who = member(FULL_PRECISION, "shared" if name == "fedavg" else "own")
     task = context(algorithm, who, 2, 3)
     broadcast = first_broadcast() if algorithm.has_global_model else {}
     with pytest.raises(TrainingError, match=r"'c0' became .* at iteration [67] \(round 2"):
-        algorithm.train(task, broadcast, None)
+        algorithm.train(task, sent(broadcast), None)
 
 
 def test_training_alone_has_no_global_model() -> None:
@@ -111,8 +113,8 @@ def test_training_alone_has_no_global_model() -> None:
     assert not local.has_global_model
     task = context(local, member(FULL_PRECISION), 1, 1)
     with pytest.raises(PlanError, match="no global model"):
-        local.model_for(task, "global", {}, None)
-    variant, tensors = local.model_for(task, "personal", {}, None)
+        local.model_for(task, "global", sent({}), None)
+    variant, tensors = local.model_for(task, "personal", sent({}), None)
     start = initial_tensors(Toy().variants()["own"], "own", SEED)
     assert variant == "own"
     assert all(np.array_equal(tensors[name], start[name]) for name in start)

@@ -8,7 +8,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from motley.algorithms.base import Algorithm, ClientContext, Member, Moment, Tensors, Trained
+from motley.algorithms.base import (
+    Algorithm,
+    Broadcast,
+    ClientContext,
+    Member,
+    Moment,
+    Tensors,
+    Trained,
+)
 from motley.models.mlp import mlp
 from motley.models.units import unit_table
 from motley.seeding import derive
@@ -69,6 +77,10 @@ def context(
     return ClientContext(task=task, workload=workload, data=workload.load(DataSpec("toy")))
 
 
+sent = Broadcast.of
+"""Values as they reach a client."""
+
+
 def first_broadcast() -> Tensors:
     """Return w⁰ as a server makes it."""
     return initial_tensors(Toy().variants()["shared"], "shared", SEED)
@@ -82,7 +94,9 @@ def run(
         broadcast = first_broadcast() if algorithm.has_global_model else {}
     personal: Tensors | None = None
     for number in range(1, rounds + 1):
-        trained = algorithm.train(context(algorithm, who, number, rounds), broadcast, personal)
+        trained = algorithm.train(
+            context(algorithm, who, number, rounds), sent(broadcast), personal
+        )
         broadcast, personal = trained.update, trained.personal
     return trained
 

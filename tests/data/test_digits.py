@@ -73,7 +73,8 @@ def test_the_servers_test_set_is_all_clients_together() -> None:
 
 
 def test_variants() -> None:
-    assert list(Digits().variants()) == ["cnn1", "cnn2", "mlp", "cnn1-64", "cnn2-64"]
+    names = ["cnn1", "cnn2", "mlp", "cnn1-64", "cnn2-64", "resnet20", "resnet32", "resnet44"]
+    assert list(Digits().variants()) == names
 
 
 @pytest.mark.parametrize("name", Digits().variants())

@@ -10,16 +10,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from motley.device import Link
 from motley.models.units import UnitTable
 from motley.plan import FULL_PRECISION, Plan
 from motley.task import TaskSpec
-from motley.wire import EncodedTensor
+from motley.wire import EncodedTensor, encode_dense
 from motley.workload import LocalData, Scalar, Workload
 
 Array = npt.NDArray[np.generic]
@@ -34,6 +36,37 @@ class Settings(BaseModel):
     """Base of every algorithm's settings: plain values, misspelt names refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """The global model as it reached the client."""
+
+    encoded: Mapping[str, EncodedTensor]
+    """By name; empty for a method without a global model."""
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Array]) -> Broadcast:
+        """Return values as they arrive in full precision."""
+        return cls({name: encode_dense(values) for name, values in tensors.items()})
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The values of all tensors, decoded once."""
+        return {name: tensor.decode() for name, tensor in self.encoded.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateFacts:
+    """What an accepted update says of itself, as `Algorithm.measure` sees it."""
+
+    samples: int
+    """Training samples, capped by the run file."""
+    metrics: Mapping[str, float]
+    plan: Plan
+    """What the client was asked for."""
+    bits: Mapping[str, int] = field(default_factory=dict)
+    """Width of each unit that came in planes, counted in magnitude planes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +84,8 @@ class Member:
     down_bits: int = FULL_PRECISION
     settings: Mapping[str, Scalar] = field(default_factory=dict)
     """The tier's settings, laid over the run's."""
+    link: Link = field(default_factory=Link)
+    """What the device had measured of its link and storage when the run began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +97,10 @@ class Moment:
     rounds: int
     seed: int
     """The run's seed."""
+    deadline: float = 0.0
+    """Seconds that a round may take."""
+    last: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What `measure` said of the updates that the last closed training round counted, by client."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +124,9 @@ class ClientContext:
 class Trained:
     """Outcome of `Algorithm.train`."""
 
-    update: Tensors
-    """The client's values of the global model's tensors; execution takes deltas and encodes."""
+    update: Mapping[str, Array | EncodedTensor]
+    """The client's values of the global model's tensors: execution takes deltas and encodes them;
+    what a method has encoded itself goes as it is."""
     personal: Tensors | None = None
     """The new, still uncounted personal state."""
     samples: int
@@ -114,6 +154,10 @@ class Algorithm(ABC):
     """Whether a client's model and centres stay on the device between rounds."""
     tiers_choose_models: ClassVar[bool] = False
     """Whether a tier's variant and bit-width apply: clients train models of their own."""
+    tiers_choose_bits: ClassVar[bool] = False
+    """Whether a tier's bit-width applies to the global model that all clients train."""
+    quantizes_ends: ClassVar[bool] = False
+    """Whether low bit-widths apply to a model's first and last layer too."""
     has_global_model: ClassVar[bool] = True
     """False for training alone: rounds then synchronise nothing."""
 
@@ -128,6 +172,11 @@ class Algorithm(ABC):
     def configure(cls, values: Mapping[str, Scalar]) -> Algorithm:
         """Build from plain values; raises pydantic's ValidationError naming the field."""
         return cls(cls.settings_type.model_validate(dict(values)))
+
+    @classmethod
+    def tier_fault(cls, bits: int, settings: Mapping[str, Scalar]) -> str:
+        """Return what is wrong with a tier's width as ".field: text", or ""."""
+        return ""
 
     # --- server half -------------------------------------------------------------------------
 
@@ -158,9 +207,9 @@ class Algorithm(ABC):
             iterations=moment.rounds * self.local_steps,
         )
 
-    def measure(self, samples: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Reduce an accepted update to the numbers that `coefficients` needs."""
-        return {"samples": float(samples)}
+    def measure(self, facts: UpdateFacts) -> dict[str, float]:
+        """Reduce an accepted update to the numbers that `coefficients` and `plan` need."""
+        return {"samples": float(facts.samples)}
 
     def coefficients(self, scalars: Mapping[str, Mapping[str, float]]) -> Mapping[str, Coefficient]:
         """Return every counted client's weight. Default: equal weights."""
@@ -177,18 +226,18 @@ class Algorithm(ABC):
 
     @abstractmethod
     def train(
-        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Run one task's local steps from the broadcast and the personal state."""
 
     @abstractmethod
     def model_for(
-        self, context: ClientContext, subject: str, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
     ) -> tuple[str, Tensors]:
         """Return (variant, tensors) of the model that an evaluation of `subject` is about."""
 
     @abstractmethod
     def finish(
-        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Finished:
         """Return the final model as it is to be stored on the device, packed."""

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from motley.algorithms.base import (
     Algorithm,
+    Broadcast,
     ClientContext,
     Coefficient,
     Finished,
@@ -53,14 +54,14 @@ class FedAvg(Algorithm):
         return {name: values["samples"] for name, values in scalars.items()}
 
     def train(
-        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Run τ SGD steps from the broadcast and return the model's values."""
         from motley.models.units import load_tensors, read_tensors
         from motley.training.sgd import local_sgd
 
         module = context.workload.variants()[context.task.global_variant].build()
-        load_tensors(module, broadcast)
+        load_tensors(module, broadcast.tensors)
         module.to(context.device)
         settings = self.settings
         loss = local_sgd(
@@ -79,14 +80,14 @@ class FedAvg(Algorithm):
         )
 
     def model_for(
-        self, context: ClientContext, subject: str, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
     ) -> tuple[str, Tensors]:
         """Return the global model: FedAvg has no other."""
-        return context.task.global_variant, broadcast
+        return context.task.global_variant, broadcast.tensors
 
     def finish(
-        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Finished:
         """Return the global model in full precision."""
-        model = {name: encode_dense(values) for name, values in broadcast.items()}
+        model = {name: encode_dense(values) for name, values in broadcast.tensors.items()}
         return Finished(variant=context.task.global_variant, model=model)

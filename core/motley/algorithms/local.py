@@ -13,6 +13,7 @@ from pydantic import Field
 
 from motley.algorithms.base import (
     Algorithm,
+    Broadcast,
     ClientContext,
     Finished,
     Settings,
@@ -114,14 +115,14 @@ class Local(Algorithm):
         return self.settings.local_steps
 
     def train(
-        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Take the task's steps on the personal model."""
         state, metrics = self._steps(context, personal, None)
         return Trained(update={}, personal=state, samples=len(context.data.train), metrics=metrics)
 
     def model_for(
-        self, context: ClientContext, subject: str, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
     ) -> tuple[str, Tensors]:
         """Return the personal model, hard-quantized; PlanError for "global", there is none."""
         from motley.training.personal import deployed_tensors
@@ -133,7 +134,7 @@ class Local(Algorithm):
         return context.plan.variant, deployed_tensors(self._state(context, personal))
 
     def finish(
-        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Finished:
         """Return the personal model: quantized tensors as indices and centres, the rest dense."""
         from motley.quantize.centres import unused

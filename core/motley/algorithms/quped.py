@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from motley.algorithms.base import ClientContext, Settings, Tensors, Trained
+from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local import AlternatingSettings, Local
 from motley.quantize.rules import Rates
 from motley.quantize.schedule import Schedule
@@ -54,14 +54,14 @@ class QuPeD(Local):
     settings: QuPeDSettings
 
     def train(
-        self, context: ClientContext, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Take the task's steps on x, c and a copy of the broadcast; the copy is the update."""
         from motley.training.distillation import Teacher
         from motley.training.flat import FlatModel
 
         variant = context.workload.variants()[context.task.global_variant]
-        shared = FlatModel.build(variant, broadcast, context.device)
+        shared = FlatModel.build(variant, broadcast.tensors, context.device)
         teacher = Teacher(shared, self.settings.distillation, self.settings.temperature)
         state, metrics = self._steps(context, personal, teacher)
         return Trained(
@@ -72,9 +72,9 @@ class QuPeD(Local):
         )
 
     def model_for(
-        self, context: ClientContext, subject: str, broadcast: Tensors, personal: Tensors | None
+        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
     ) -> tuple[str, Tensors]:
         """Return the broadcast for "global", else the personal model, hard-quantized."""
         if subject == "global":
-            return context.task.global_variant, broadcast
+            return context.task.global_variant, broadcast.tensors
         return super().model_for(context, subject, broadcast, personal)

@@ -9,6 +9,7 @@ from motley.errors import PlanError
 
 _CLASSES = {
     "fedavg": "motley.algorithms.fedavg:FedAvg",
+    "fedmpq": "motley.algorithms.fedmpq:FedMPQ",
     "local": "motley.algorithms.local:Local",
     "quped": "motley.algorithms.quped:QuPeD",
 }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,9 +20,9 @@ import torch
 from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
-from motley.algorithms.base import Algorithm, ClientContext, Tensors
+from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors
 from motley.errors import LostStateError, PlanError, TrainingError
-from motley.models.units import UnitTable, load_tensors, unit_table
+from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.plan import FULL_PRECISION
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
@@ -109,31 +110,41 @@ class Executor:
             progress=progress,
         )
         state, restarted = _personal_state(algorithm, task, personal)
-        received = self._decode(task, broadcast)
-        # Schedules draw from no global generator; this guards workloads (dropout) that do.
-        torch.manual_seed(
-            numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
-        )
-        if task.kind is TaskKind.TRAIN:
-            outcome = self._train(algorithm, context, received, state, personal, update)
-        elif task.kind is TaskKind.EVALUATE:
-            outcome = self._evaluate(algorithm, context, received, state)
-        else:
-            outcome = self._finish(algorithm, context, received, state, model)
-        return Outcome(
-            payload=outcome.payload,
-            samples=outcome.samples,
+        with ExitStack() as stack:
+            received = self._open(task, broadcast, stack)
+            outcome = self._do(algorithm, context, received, state, personal, update, model)
+        return replace(
+            outcome,
             metrics=_finite_metrics(outcome.metrics, task),
             seconds=time.monotonic() - started,
             restarted=restarted,
         )
 
+    def _do(
+        self,
+        algorithm: Algorithm,
+        context: ClientContext,
+        received: Broadcast,
+        state: Tensors | None,
+        personal: PersonalStore,
+        update: Path,
+        model: Path,
+    ) -> Outcome:
+        task = context.task
+        # Schedules draw from no global generator; this guards workloads (dropout) that do.
+        torch.manual_seed(
+            numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
+        )
+        if task.kind is TaskKind.TRAIN:
+            return self._train(algorithm, context, received, state, personal, update)
+        if task.kind is TaskKind.EVALUATE:
+            return self._evaluate(algorithm, context, received, state)
+        return self._finish(algorithm, context, received, state, model)
+
     def table(self, variant: str) -> UnitTable:
         """Return the unit table of a variant; raise PlanError when the workload has none."""
         if variant not in self._tables:
-            self._tables[variant] = unit_table(
-                self._build(variant), self._variant(variant).quantized
-            )
+            self._tables[variant] = variant_table(self._variant(variant))
         return self._tables[variant]
 
     def _variant(self, name: str) -> Variant:
@@ -146,20 +157,21 @@ class Executor:
         with torch.random.fork_rng(devices=[]):
             return self._variant(variant).build()
 
-    def _decode(self, task: TaskSpec, broadcast: Path | None) -> Tensors:
+    def _open(self, task: TaskSpec, broadcast: Path | None, stack: ExitStack) -> Broadcast:
+        """Return the broadcast, whose packed tensors lie in a file that `stack` closes."""
         if not task.payload_sha256:
-            return {}
+            return Broadcast({})
         if broadcast is None:
             raise PlanError(f"task {task.task_id} names a broadcast, but none was handed in")
         table = self.table(task.global_variant).tensor_table
-        with PayloadReader(broadcast, table) as reader:
-            return {name: reader[name].decode() for name in reader.names}
+        reader = stack.enter_context(PayloadReader(broadcast, table))
+        return Broadcast({name: reader[name] for name in reader.names})
 
     def _train(
         self,
         algorithm: Algorithm,
         context: ClientContext,
-        received: Tensors,
+        received: Broadcast,
         state: Tensors | None,
         personal: PersonalStore,
         update: Path,
@@ -176,7 +188,11 @@ class Executor:
         return Outcome(payload=info, samples=trained.samples, metrics=trained.metrics)
 
     def _evaluate(
-        self, algorithm: Algorithm, context: ClientContext, received: Tensors, state: Tensors | None
+        self,
+        algorithm: Algorithm,
+        context: ClientContext,
+        received: Broadcast,
+        state: Tensors | None,
     ) -> Outcome:
         variant, tensors = algorithm.model_for(context, context.task.subject, received, state)
         return Outcome(metrics=self._score(variant, tensors))
@@ -185,7 +201,7 @@ class Executor:
         self,
         algorithm: Algorithm,
         context: ClientContext,
-        received: Tensors,
+        received: Broadcast,
         state: Tensors | None,
         model: Path,
     ) -> Outcome:
@@ -258,8 +274,10 @@ def _finite_metrics(metrics: Mapping[str, float], task: TaskSpec) -> dict[str, f
     return kept
 
 
-def _check_finite(tensors: Tensors, task: TaskSpec) -> None:
+def _check_finite(tensors: Mapping[str, Array | EncodedTensor], task: TaskSpec) -> None:
     for name, values in tensors.items():
+        if isinstance(values, EncodedTensor):
+            continue  # an encoded tensor of planes or codes holds finite numbers alone
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise TrainingError(
                 f"{name} is not finite after round {task.round} of run {task.run_name}; "
@@ -268,15 +286,18 @@ def _check_finite(tensors: Tensors, task: TaskSpec) -> None:
 
 
 def _encode_update(
-    task: TaskSpec, update: Tensors, received: Tensors
+    task: TaskSpec, update: Mapping[str, Array | EncodedTensor], received: Broadcast
 ) -> Iterator[tuple[str, EncodedTensor]]:
     """Yield the update's tensors as the plan encodes them: values, or quantized deltas."""
     plan = task.plan
     for name, values in update.items():
+        if isinstance(values, EncodedTensor):
+            yield name, values
+            continue
         if not plan.sends_delta or values.dtype != np.float32:
             yield name, encode_dense(values)
             continue
-        delta = np.subtract(values, received[name])
+        delta = np.subtract(values, received.tensors[name])
         if plan.up_bits == FULL_PRECISION:
             yield name, encode_dense(delta)
         else:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from motley.errors import WorkloadError
+from motley.models.rectifier import Rectifier
 
 KERNEL = 5
 SMALLEST_SIDE = 4
@@ -45,6 +46,7 @@ class CNN(nn.Module):
         first, second = widths.convolutions
         padding = KERNEL // 2 if side < SMALLEST_UNPADDED_SIDE else 0
         features = widths.third or second
+        self.relu = Rectifier()
         self.conv1 = nn.Conv2d(channels, first, KERNEL, padding=padding)
         self.conv2 = nn.Conv2d(first, second, KERNEL, padding=padding)
         self.conv3: nn.Conv2d | None = None
@@ -56,12 +58,12 @@ class CNN(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Return logits [B, classes] of float images [B, channels, side, side]."""
-        x = functional.max_pool2d(functional.relu(self.conv1(x_BCHW)), 2)
-        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
+        x = functional.max_pool2d(self.relu(self.conv1(x_BCHW)), 2)
+        x = functional.max_pool2d(self.relu(self.conv2(x)), 2)
         if self.conv3 is not None:
-            x = functional.relu(self.conv3(x))
-        x = functional.relu(self.fc1(x.flatten(1)))
-        x = functional.relu(self.fc2(x))
+            x = self.relu(self.conv3(x))
+        x = self.relu(self.fc1(x.flatten(1)))
+        x = self.relu(self.fc2(x))
         logits: torch.Tensor = self.fc3(x)
         return logits
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from motley.errors import WorkloadError
+from motley.models.rectifier import Rectifier
 
 
 class MLP(nn.Module):
@@ -21,13 +22,14 @@ class MLP(nn.Module):
             raise WorkloadError(f"layer sizes {sizes} of an MLP; expected each to be at least 1")
         for number, (before, after) in enumerate(pairwise(sizes), start=1):
             self.add_module(f"fc{number}", nn.Linear(before, after))
+        self.relu = Rectifier()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits [B, classes] of float inputs [B, ...], flattened to [B, inputs]."""
         x = x.flatten(1)
-        *hidden, last = self.children()
+        *hidden, last, relu = self.children()
         for layer in hidden:
-            x = torch.relu(layer(x))
+            x = relu(layer(x))
         logits: torch.Tensor = last(x)
         return logits
 

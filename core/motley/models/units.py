@@ -131,7 +131,22 @@ class UnitTable:
             ) from None
 
 
-def unit_table(module: torch.nn.Module, quantized: tuple[str, ...] | None = None) -> UnitTable:
+def variant_table(variant: Variant, *, ends: bool = False) -> UnitTable:
+    """Return the unit table of a variant; torch's global generator is left as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        module = variant.build()
+    return unit_table(module, variant.quantized, ends=ends, full_precision=variant.full_precision)
+
+
+def unit_table(
+    module: torch.nn.Module,
+    quantized: tuple[str, ...] | None = None,
+    *,
+    ends: bool = False,
+    full_precision: tuple[str, ...] = (),
+) -> UnitTable:
     """Return the table of a module: each tensor of its state_dict once, in that order.
 
     Args:
@@ -139,6 +154,8 @@ def unit_table(module: torch.nn.Module, quantized: tuple[str, ...] | None = None
         quantized: names of the parameters that low bit-widths apply to. None: every parameter
             of two or more dimensions but the first and the last (QuPeD, arXiv 2107.13892,
             section 5: first and last layer stay in full precision).
+        ends: whether None takes in the first and the last too (FedMPQ does).
+        full_precision: names that None leaves out.
 
     Raises:
         WorkloadError: a name of `quantized` is not a floating-point parameter of the module, or
@@ -149,7 +166,7 @@ def unit_table(module: torch.nn.Module, quantized: tuple[str, ...] | None = None
     if quantized is None:
         matrices = [name for name, t in tensors.items() if name in parameters and t.dim() >= 2]
         trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-        chosen = trained & set(matrices[1:-1])
+        chosen = trained & set(matrices if ends else matrices[1:-1]) - set(full_precision)
     else:
         chosen = set(_checked_quantized(quantized, tensors, parameters))
     _check_not_shared(chosen, tensors)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from motley.errors import PlanError
-from motley.models.units import fresh_tensors, unit_table
+from motley.models.units import fresh_tensors, variant_table
 from motley.plan import FULL_PRECISION, Plan
 from motley.quantize.cells import nearest_cells
 from motley.quantize.codebooks import Codebooks, lay_out
@@ -66,8 +66,7 @@ def quantized_counts(variant: Variant, plan: Plan, override: int = 0) -> dict[st
     low = {unit: bits for unit, bits in plan.bits.items() if bits != FULL_PRECISION}
     if not low:
         return {}
-    with torch.random.fork_rng(devices=[]):
-        table = unit_table(variant.build(), variant.quantized)
+    table = variant_table(variant)
     for unit in low:
         if unit not in table.quantized_units:
             raise PlanError(

@@ -11,7 +11,7 @@ from motley.wire.frames import FRAME_SIZE, Frame, FrameError, FrameWriter, iter_
 from motley.wire.manifest import VERSION
 from motley.wire.packing import TILE, pack, packed_size, unpack
 from motley.wire.payload import PayloadInfo, PayloadReader, write_payload
-from motley.wire.quantizer import quantize_uniform
+from motley.wire.quantizer import quantize_planes, quantize_uniform
 from motley.wire.table import DTYPES, TensorRow, TensorTable
 from motley.wire.tensor import EncodedTensor
 
@@ -43,6 +43,7 @@ __all__ = [
     "pack",
     "packed_size",
     "partial_path",
+    "quantize_planes",
     "quantize_uniform",
     "unpack",
     "write_payload",

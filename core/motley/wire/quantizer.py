@@ -7,6 +7,7 @@ import numpy as np
 from motley.errors import EncodingError
 from motley.wire.encoding import Array, Floats, as_floats
 from motley.wire.encodings.offset import HEAD, UniformOffset, offset_segment
+from motley.wire.encodings.planes import encode_planes
 from motley.wire.packing import TILE, pack_slice
 from motley.wire.tensor import EncodedTensor
 
@@ -38,6 +39,31 @@ def quantize_uniform(
         codes = quantizer(flat[start : start + TILE])
         pack_slice(codes, bits, flat.size, start, segment[HEAD:])
     return EncodedTensor(encoding, values.shape, "float32", segment)
+
+
+def quantize_planes(values: Array, bits: int) -> EncodedTensor:
+    """Quantize float32 values of any shape to sign and `bits` bits of magnitude, to nearest.
+
+    step = max|x| / (2^bits - 1) in float32, code = round(|x| / step) with the sign of x (FedMPQ,
+    arXiv 2311.18129): 2^(bits+1) - 1 levels, even about 0. All zeros have step 0.
+
+    Raises:
+        EncodingError: a value is NaN or infinite, or `bits` is not 1 to 8.
+    """
+    flat = as_floats(values)
+    top = (1 << bits) - 1
+    largest = np.float32(max(float(flat.max()), -float(flat.min()))) if flat.size else np.float32(0)
+    if not np.isfinite(largest):
+        raise EncodingError("values to quantize are not finite; check the training step")
+    step = np.float32(largest / np.float32(top))
+    if step < _SMALLEST_NORMAL:
+        step = np.float32(0)
+    codes = np.zeros(flat.size, np.int16)
+    if step > 0:
+        for start in range(0, flat.size, TILE):
+            tile = np.rint(flat[start : start + TILE] / step)
+            codes[start : start + TILE] = np.clip(tile, -top, top)
+    return encode_planes(codes.reshape(values.shape), float(step), bits)
 
 
 class _TileQuantizer:

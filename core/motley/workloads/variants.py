@@ -14,11 +14,14 @@ from motley.workload import Variant
 if TYPE_CHECKING:
     from torch import nn
 
+RESNET_SHORTCUTS = ("stage2.0.shortcut.0.weight", "stage3.0.shortcut.0.weight")
+"""1x1 convolutions, which low bit-widths never apply to (FedMPQ's choice)."""
+
 
 def image_variants(
     *, channels: int, classes: int, side: int, hidden: Sequence[int]
 ) -> dict[str, Variant]:
-    """Return cnn1, cnn2, mlp, cnn1-64 and cnn2-64 for square images.
+    """Return cnn1, cnn2, mlp, cnn1-64, cnn2-64 and three ResNets for square images.
 
     Args:
         channels: of an image.
@@ -34,6 +37,13 @@ def image_variants(
         "mlp": Variant(partial(_mlp, inputs=inputs, classes=classes, hidden=tuple(hidden))),
         "cnn1-64": Variant(partial(_cnn, "cnn1-64", **shape)),
         "cnn2-64": Variant(partial(_cnn, "cnn2-64", **shape)),
+        **{
+            f"resnet{depth}": Variant(
+                partial(_resnet, depth, channels=channels, classes=classes),
+                full_precision=RESNET_SHORTCUTS,
+            )
+            for depth in (20, 32, 44)
+        },
     }
 
 
@@ -47,6 +57,12 @@ def _cnn(name: str, *, channels: int, classes: int, side: int) -> nn.Module:
         "cnn2-64": cnn.cnn2_64,
     }
     return builders[name](channels=channels, classes=classes, side=side)
+
+
+def _resnet(depth: int, *, channels: int, classes: int) -> nn.Module:
+    from motley.models.resnet import resnet
+
+    return resnet(depth, channels=channels, classes=classes)
 
 
 def _mlp(*, inputs: int, classes: int, hidden: tuple[int, ...]) -> nn.Module:

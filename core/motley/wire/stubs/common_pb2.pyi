@@ -101,7 +101,7 @@ class PayloadRef(_message.Message):
     def __init__(self, sha256: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ["bits", "down_bits", "iteration", "iterations", "settings", "up_bits", "upload", "variant"]
+    __slots__ = ["bits", "down_bits", "iteration", "iterations", "layout", "settings", "tail_bits", "up_bits", "upload", "variant"]
     class BitsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -120,7 +120,9 @@ class Plan(_message.Message):
     DOWN_BITS_FIELD_NUMBER: _ClassVar[int]
     ITERATIONS_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    TAIL_BITS_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     UP_BITS_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
@@ -128,11 +130,13 @@ class Plan(_message.Message):
     down_bits: int
     iteration: int
     iterations: int
+    layout: str
     settings: _containers.MessageMap[str, Scalar]
+    tail_bits: int
     up_bits: int
     upload: _containers.RepeatedScalarFieldContainer[str]
     variant: str
-    def __init__(self, variant: _Optional[str] = ..., bits: _Optional[_Mapping[str, int]] = ..., upload: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, Scalar]] = ..., up_bits: _Optional[int] = ..., down_bits: _Optional[int] = ..., iteration: _Optional[int] = ..., iterations: _Optional[int] = ...) -> None: ...
+    def __init__(self, variant: _Optional[str] = ..., bits: _Optional[_Mapping[str, int]] = ..., upload: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, Scalar]] = ..., up_bits: _Optional[int] = ..., down_bits: _Optional[int] = ..., iteration: _Optional[int] = ..., iterations: _Optional[int] = ..., layout: _Optional[str] = ..., tail_bits: _Optional[int] = ...) -> None: ...
 
 class Scalar(_message.Message):
     __slots__ = ["boolean", "integer", "real", "text"]

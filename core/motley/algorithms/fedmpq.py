@@ -1,0 +1,313 @@
+"""FedMPQ: a bit-width for every layer of every client, in training and on the wire.
+
+Chen and Vikalo, "Mixed-Precision Quantization for Federated Learning on Resource-Constrained
+Heterogeneous Devices", CVPR 2024, arXiv 2311.18129. A client holds its weights as integers only. It
+trains them for τ steps under
+
+    loss + λ Σ_l (P_l b_l / P) Σ_j ||B_{l,j}||            (group lasso over bit planes)
+
+drops top planes that are nearly empty, and sends what planes are left. The server turns every
+update back into full precision, takes the mean, and chooses each client's next widths from the
+widths that came, the planes that clients dropped, and the client's budget (Algorithm 2).
+
+Baselines are this method with parts switched off: AQFL is `allocation = "fixed"` with λ = ε = 0
+(every layer at the client's budget), FPQ8 that with 8 bits for all.
+
+| paper | setting |
+|---|---|
+| v_k | the tier's `bits`, or `budget` |
+| λ, ε | `lasso`, `prune_below` (a share, not per cent) |
+| τ | `local_steps` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from motley.algorithms.allocation import (
+    Report,
+    affordable_budget,
+    allocate,
+    weighted_widths,
+)
+from motley.algorithms.base import (
+    Algorithm,
+    Broadcast,
+    ClientContext,
+    Coefficient,
+    Finished,
+    Member,
+    Moment,
+    Settings,
+    Tensors,
+    Trained,
+    UpdateFacts,
+)
+from motley.algorithms.local_settings import LocalSettings
+from motley.errors import PlanError
+from motley.models.units import UnitTable
+from motley.plan import FULL_PRECISION, Plan
+from motley.seeding import derive
+from motley.wire import EncodedTensor, encode_dense
+from motley.wire.encodings.planes import SignedCodes, UniformPlanes
+from motley.workload import Scalar
+
+if TYPE_CHECKING:
+    from motley.training.integer import IntegerModel, IntegerRules
+
+
+class FedMPQSettings(LocalSettings):
+    """Settings of FedMPQ."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of weights and of everything else; every task starts at rest."""
+    budget: Annotated[float, Field(ge=1, le=8)] | Literal["auto", "tier"] = "tier"
+    """v_k: bits a weight on average. "tier": the tier's `bits`; "auto": what link and storage
+    allow (`affordable_budget`)."""
+    allocation: Literal["pruning-growing", "fixed"] = "pruning-growing"
+    """How widths are chosen; "fixed": every layer at the budget, rounded down."""
+    strict: bool = True
+    """Whether no client's average ever exceeds its budget; the released code lets it, slightly."""
+    use_removed_bits: bool = True
+    """Whether the planes that clients dropped count in the allocation; else sizes alone do."""
+    lasso: float = Field(default=0.01, ge=0)
+    prune_below: float = Field(default=0.03, ge=0, lt=1)
+    """Share of ones below which a top plane is dropped; 0: only empty planes are."""
+    rounding: Literal["stochastic", "power_of_two", "nearest"] = "stochastic"
+    frozen_signs: bool = False
+    range_rate: float = Field(default=1.0, ge=0)
+    activation_bits: int = Field(default=4, ge=0, le=8)
+    """In training; 0: full precision."""
+    tail: Literal["fp32", "fp16"] = "fp32"
+    """Biases, normalisation and shortcuts on the wire."""
+    weighting: Literal["uniform", "samples"] = "uniform"
+
+    def rules(self) -> IntegerRules:
+        """Return how integers move."""
+        from motley.training.integer import IntegerRules
+
+        return IntegerRules(
+            momentum=self.momentum,
+            rounding=self.rounding,
+            frozen_signs=self.frozen_signs,
+            range_rate=self.range_rate,
+        )
+
+
+class FedMPQ(Algorithm):
+    """Mixed precision per client and layer."""
+
+    name: ClassVar[str] = "fedmpq"
+    settings_type: ClassVar[type[Settings]] = FedMPQSettings
+    tiers_choose_bits: ClassVar[bool] = True
+    quantizes_ends: ClassVar[bool] = True
+    settings: FedMPQSettings
+
+    @property
+    def local_steps(self) -> int:
+        """Local iterations of one round, τ."""
+        return self.settings.local_steps
+
+    @classmethod
+    def tier_fault(cls, bits: int, settings: Mapping[str, Scalar]) -> str:
+        """Ask for a budget: the tier's bits, or one in the settings."""
+        budget = FedMPQSettings.model_validate(dict(settings)).budget
+        if budget == "tier" and bits == FULL_PRECISION:
+            return ".bits: expected this tier's budget, 1 to 8 bits a weight, or settings.budget"
+        return ""
+
+    # --- server half -------------------------------------------------------------------------
+
+    def plan(self, member: Member, moment: Moment) -> Plan:
+        """Choose the width of each of the client's layers from what the last round sent."""
+        settings = self._settings_of(member)
+        sizes = layer_sizes(member.units)
+        budget = client_budget(settings, member, moment)
+        start = dict.fromkeys(sizes, int(budget))
+        removed = dict.fromkeys(sizes, 1)
+        if settings.allocation == "pruning-growing":
+            if moment.last:
+                reports = [read_report(moment.last[name], sizes) for name in sorted(moment.last)]
+                start, counted = weighted_widths(reports, list(sizes))
+                removed = counted if settings.use_removed_bits else removed
+            start = allocate(start, removed, sizes, budget, strict=settings.strict)
+        return Plan(
+            variant=member.variant,
+            bits=start,
+            settings={
+                **self.settings.model_dump(exclude_none=True),
+                **member.settings,
+                "budget": budget,
+            },
+            iteration=(moment.round - 1) * self.local_steps,
+            iterations=moment.rounds * self.local_steps,
+            layout="planes",
+            tail_bits=16 if settings.tail == "fp16" else FULL_PRECISION,
+        )
+
+    def measure(self, facts: UpdateFacts) -> dict[str, float]:
+        """Keep what the allocation of the next round needs: widths, dropped planes, budget."""
+        numbers = {"samples": float(facts.samples)}
+        numbers["budget"] = float(cast(float, facts.plan.settings["budget"]))
+        for unit, planned in facts.plan.bits.items():
+            numbers[f"bits.{unit}"] = float(facts.bits[unit])
+            numbers[f"removed.{unit}"] = float(planned - facts.bits[unit])
+        return numbers
+
+    def coefficients(self, scalars: Mapping[str, Mapping[str, float]]) -> Mapping[str, Coefficient]:
+        """Weight clients equally, or by their samples."""
+        if self.settings.weighting == "uniform":
+            return dict.fromkeys(scalars, 1.0)
+        return {name: values["samples"] for name, values in scalars.items()}
+
+    def _settings_of(self, member: Member) -> FedMPQSettings:
+        """Return the run's settings with the tier's laid over them."""
+        return self.settings.model_validate({**self.settings.model_dump(), **member.settings})
+
+    # --- client half -------------------------------------------------------------------------
+
+    def train(
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
+    ) -> Trained:
+        """Take τ steps on integers from the broadcast's, drop planes, return what is left."""
+        import torch
+
+        from motley.models.rectifier import set_activation_bits
+        from motley.training.evaluation import to_torch
+        from motley.training.losses import mean_loss
+
+        settings, plan = self.settings, context.plan
+        model = self._open(context, broadcast)
+        set_activation_bits(model.module, settings.activation_bits)
+        lasso = lasso_weights(model, settings.lasso)
+        batches = settings.batches(context)
+        inputs, targets = to_torch(context.data.train, context.device)
+        losses = []
+        model.module.train()
+        for done in range(settings.local_steps):
+            iteration = plan.iteration + done
+            index = torch.from_numpy(batches(iteration)).to(context.device)
+            loss = context.workload.loss(model.module(inputs[index]), targets[index]).mean()
+            model.step(loss, settings.rate(iteration), settings.momentum, lasso)
+            losses.append(loss.detach())
+            context.progress((done + 1) / settings.local_steps)
+        loss_mean = mean_loss(losses, context.task)
+        weights = sum(layer.codes.numel() for layer in model.layers.values())
+        moved = sum(layer.moved_count() for layer in model.layers.values())
+        for layer in model.layers.values():
+            layer.prune(settings.prune_below)
+        zeros = sum(int((layer.codes == 0).sum()) for layer in model.layers.values())
+        return Trained(
+            update=self._update(model, broadcast.encoded, plan),
+            samples=len(context.data.train),
+            metrics={
+                "loss": loss_mean,
+                "moved": moved / weights,
+                "zeros": zeros / weights,
+            },
+        )
+
+    def model_for(
+        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
+    ) -> tuple[str, Tensors]:
+        """Return the global model at this client's widths, as it arrived."""
+        return context.task.global_variant, broadcast.tensors
+
+    def finish(
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
+    ) -> Finished:
+        """Return the global model at this client's widths, packed as it arrived."""
+        return Finished(variant=context.task.global_variant, model=broadcast.encoded)
+
+    def _open(self, context: ClientContext, broadcast: Broadcast) -> IntegerModel:
+        """Build the model with integers where the broadcast has planes."""
+        import torch
+
+        from motley.models.units import load_tensors
+        from motley.training.integer import IntegerLayer, IntegerModel, replace_weight
+
+        task, rules = context.task, self.settings.rules()
+        with torch.random.fork_rng(devices=[]):
+            module = context.workload.variants()[task.global_variant].build()
+        layers, rest = {}, {}
+        for name, tensor in broadcast.encoded.items():
+            if not isinstance(tensor.encoding, UniformPlanes):
+                rest[name] = tensor.decode()
+                continue
+            generator = torch.Generator(device=context.device)
+            generator.manual_seed(derive(task.run_seed, "rounding", task.round, task.client, name))
+            layers[name] = IntegerLayer(
+                cast(SignedCodes, tensor.codes()),
+                float(tensor.scale[1]),
+                tensor.encoding.bits,
+                rules,
+                generator,
+            )
+            replace_weight(module, name, layers[name])
+        if not layers:
+            raise PlanError(
+                f"no tensor of variant {task.global_variant!r} came in planes: {self.name} needs a "
+                f"model with convolutions or linear layers to hold as integers"
+            )
+        load_tensors(module, rest)
+        return IntegerModel(module.to(context.device), layers)
+
+    def _update(
+        self, model: IntegerModel, names: Iterable[str], plan: Plan
+    ) -> dict[str, EncodedTensor]:
+        """Return the tensors in order of `names`: integers in planes, the rest value by value."""
+        from motley.models.units import read_tensors
+
+        rest = read_tensors(model.module)
+        update = {}
+        for name in names:
+            if name in model.layers:
+                update[name] = model.layers[name].encode()
+                continue
+            half = plan.tail_bits != FULL_PRECISION and rest[name].dtype == "float32"
+            update[name] = encode_dense(rest[name], "float16" if half else None)
+        return update
+
+
+def layer_sizes(units: UnitTable) -> dict[str, int]:
+    """Return the number of weights of each quantized layer, in order of the model."""
+    sizes: dict[str, int] = {}
+    for row in units:
+        if row.quantized:
+            sizes[row.unit] = sizes.get(row.unit, 0) + row.size
+    return sizes
+
+
+def client_budget(settings: FedMPQSettings, member: Member, moment: Moment) -> float:
+    """Return v_k: the settings' number, the tier's width, or what the device can afford."""
+    if settings.budget == "tier":
+        return float(min(member.bits, 8))
+    if settings.budget == "auto":
+        weights = sum(layer_sizes(member.units).values())
+        tail = sum(row.nbytes for row in member.units if not row.quantized)
+        return affordable_budget(weights, tail, member.link, moment.deadline)
+    return settings.budget
+
+
+def read_report(numbers: Mapping[str, float], sizes: Mapping[str, int]) -> Report:
+    """Return what `measure` kept of a client's update."""
+    return Report(
+        samples=int(numbers["samples"]),
+        budget=numbers["budget"],
+        bits={unit: int(numbers[f"bits.{unit}"]) for unit in sizes},
+        removed={unit: int(numbers[f"removed.{unit}"]) for unit in sizes},
+    )
+
+
+def lasso_weights(model: IntegerModel, lasso: float) -> dict[str, float]:
+    """Return λ P_l b_l / P for each layer (the weights' share, BSQ's reweighing by memory)."""
+    if not lasso:
+        return {}
+    total = sum(layer.codes.numel() for layer in model.layers.values())
+    return {
+        name: lasso * layer.codes.numel() * layer.bits / total
+        for name, layer in model.layers.items()
+    }

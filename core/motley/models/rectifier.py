@@ -1,0 +1,30 @@
+"""ReLU whose outputs a method can have in few bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from motley.quantize.activations import quantize_activations
+
+
+class Rectifier(nn.Module):
+    """ReLU; with `bits`, activations are bounded by 6 and rounded to 2^bits - 1 levels.
+
+    FedMPQ (arXiv 2311.18129) trains with 4-bit activations and evaluates without: whoever trains
+    sets `bits` on the model at hand (`set_activation_bits`).
+    """
+
+    bits: int = 0
+    """0: full precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the rectified values, in the shape of `x`."""
+        return quantize_activations(x, self.bits) if self.bits else torch.relu(x)
+
+
+def set_activation_bits(module: nn.Module, bits: int) -> None:
+    """Set the bit-width of every `Rectifier` in a model; 0 is full precision."""
+    for child in module.modules():
+        if isinstance(child, Rectifier):
+            child.bits = bits
