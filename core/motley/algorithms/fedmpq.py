@@ -73,7 +73,8 @@ class FedMPQSettings(LocalSettings):
     """Whether no client's average ever exceeds its budget; the released code lets it, slightly."""
     use_removed_bits: bool = True
     """Whether the planes that clients dropped count in the allocation; else sizes alone do."""
-    lasso: float = Field(default=0.01, ge=0)
+    lasso: float = Field(default=0.001, ge=0)
+    """λ. Ten times as much outweighs the loss in layers of a few thousand weights."""
     prune_below: float = Field(default=0.03, ge=0, lt=1)
     """Share of ones below which a top plane is dropped; 0: only empty planes are."""
     rounding: Literal["stochastic", "power_of_two", "nearest"] = "stochastic"
