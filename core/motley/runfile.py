@@ -23,6 +23,8 @@ else:
 
 Bits = Annotated[int, Field(description="1 to 8, or 32 for full precision")]
 PlainValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | str
+FEWEST_ROBUST = 3
+"""Updates of a round below which a median or trimmed mean protects from nobody."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -122,6 +124,28 @@ class Wire(_Section):
         return self
 
 
+class Aggregate(_Section):
+    """How updates are checked and combined."""
+
+    rule: Literal["mean", "trimmed_mean", "median"] = "mean"
+    """`mean` is the algorithm's own; the others bound what a few clients can do."""
+    trim: float = Field(default=0.1, gt=0, lt=0.5)
+    """Trimmed mean: share of the updates that is cut on each side of every coordinate."""
+    max_update_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Updates further than this from the broadcast (L2 norm) are refused."""
+
+    @model_validator(mode="after")
+    def _trim_is_used(self) -> Aggregate:
+        if "trim" in self.model_fields_set and self.rule != "trimmed_mean":
+            raise ValueError('trim belongs to rule = "trimmed_mean"')
+        return self
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether another rule than the algorithm's own combines the updates."""
+        return self.rule != "mean"
+
+
 class Evaluate(_Section):
     """Evaluation rounds between training rounds."""
 
@@ -174,6 +198,7 @@ class RunFile(_Section):
     settings: dict[str, PlainValue] = Field(default_factory=dict)
     """The algorithm's settings."""
     wire: Wire = Field(default_factory=Wire)
+    aggregate: Aggregate = Field(default_factory=Aggregate)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     tiers: tuple[Tier, ...] = (Tier(name="all"),)
 
@@ -231,6 +256,7 @@ def _method_faults(runfile: RunFile) -> list[str]:
         faults.append(f'evaluate.subject: {name} has no global model; expected "personal"')
     if subject == "personal" and not algorithm.keeps_personal_state:
         faults.append(f'evaluate.subject: {name} has no personal models; expected "global"')
+    faults += _aggregate_faults(runfile)
     if not algorithm.tiers_choose_models:
         for tier in runfile.tiers:
             if tier.variant or tier.bits != FULL_PRECISION:
@@ -240,6 +266,26 @@ def _method_faults(runfile: RunFile) -> list[str]:
                     f"and down_bits make it small on the wire"
                 )
     return faults
+
+
+def _aggregate_faults(runfile: RunFile) -> list[str]:
+    """Check that the method and the size of its rounds go with how updates are combined."""
+    name, aggregate = runfile.run.algorithm, runfile.aggregate
+    algorithm = registry.find(name)
+    if not algorithm.has_global_model:
+        if aggregate.is_robust or aggregate.max_update_norm is not None:
+            return [f"aggregate: {name} sends no updates, so nothing is combined; leave it out"]
+        return []
+    if not aggregate.is_robust:
+        return []
+    if not algorithm.takes_robust_rules:
+        return [f'aggregate.rule: {name} needs its own mean; expected "mean"']
+    if runfile.clients.minimum < FEWEST_ROBUST:
+        return [
+            f"clients.minimum: {runfile.clients.minimum}, and {aggregate.rule} says nothing about "
+            f"fewer than {FEWEST_ROBUST} updates; raise it to {FEWEST_ROBUST} or more"
+        ]
+    return []
 
 
 def describe(error: ValidationError, model: type[BaseModel], place: str = "") -> list[str]:

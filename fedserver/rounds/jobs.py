@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedserver.aggregation.fold import Contribution, fold
+from fedserver.aggregation.reducers import reducer_for
 from fedserver.model_process import run_job
 from fedserver.rounds.context import EMPTY_TABLE, RunContext
 from fedserver.storage.payloads import PayloadStore
@@ -130,7 +131,7 @@ class FoldJob:
                 Contribution(u.client, payloads.path(u.digest), u.is_delta, weights[u.client])
                 for u in self.updates
             ],
-            reducer=algorithm.reducer,
+            reducer=reducer_for(algorithm.reducer, self.context.runfile.aggregate),
             finish_tile=algorithm.finish_tile,
             out=out,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
@@ -38,6 +39,10 @@ class Ticket:
     client: str
     plan: Plan
     table: UnitTable
+    state: Path
+    """Global state that the round started from."""
+    max_norm: float | None
+    """Greatest L2 norm of the update against the broadcast; None: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +173,14 @@ class TaskDesk:
             if settled is not None:
                 return settled
             context = self._engine.context(tx, row.run)
+            before = tx.scalar(select(rounds.c.state_before).where(rounds.c.id == row.round_id))
             return Ticket(
                 task_id=task_id,
                 client=client,
                 plan=Plan.from_json(row.spec["plan"]),
                 table=context.global_table,
+                state=self._engine.payload_path(str(before)),
+                max_norm=context.runfile.aggregate.max_update_norm,
             )
 
     def _settled(self, row: Any, digest: str) -> Receipt | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+import numpy as np
 
 from fedserver.rounds.tasks import Ticket
 from motley.errors import PayloadError, UpdateError
 from motley.plan import FULL_PRECISION
-from motley.wire import EncodedTensor, PayloadReader
+from motley.wire import TILE, EncodedTensor, PayloadReader
 
 
 def check_update(path: Path, ticket: Ticket) -> None:
@@ -15,13 +18,15 @@ def check_update(path: Path, ticket: Ticket) -> None:
 
     Raises:
         UpdateError: the bytes are no payload, a tensor is missing, surplus, of another encoding
-            than planned, or holds a value that is not finite; names tensor and client.
+            than planned, holds a value that is not finite, or the whole is further from the
+            broadcast than the run file allows; names tensor and client.
     """
     try:
         with PayloadReader(path, ticket.table.tensor_table) as reader:
             _check_names(set(reader.names), ticket)
             for name in reader.names:
                 _check_tensor(name, reader[name], ticket)
+            _check_norm(reader, ticket)
     except PayloadError as error:
         raise UpdateError(f"the update of {ticket.client} is not valid: {error}") from None
 
@@ -57,3 +62,48 @@ def _check_tensor(name: str, tensor: EncodedTensor, ticket: Ticket) -> None:
             f"the update of {ticket.client} holds a value in {name} that is not finite: {error}; "
             f"its training diverged"
         ) from None
+
+
+def _check_norm(reader: PayloadReader, ticket: Ticket) -> None:
+    if ticket.max_norm is None:
+        return
+    norm = update_norm(reader, ticket)
+    if norm > ticket.max_norm:
+        raise UpdateError(
+            f"the update of {ticket.client} has norm {norm:.6g}, and aggregate.max_update_norm "
+            f"allows {ticket.max_norm:.6g}; its training may diverge: try a lower learning_rate"
+        )
+
+
+def update_norm(reader: PayloadReader, ticket: Ticket) -> float:
+    """Return the L2 norm of an update's floating-point tensors against the broadcast.
+
+    Values are compared with the global state, which is the broadcast wherever values travel.
+    Memory is two tiles.
+    """
+    squares = 0.0
+    with PayloadReader(ticket.state, ticket.table.tensor_table) as state:
+        for name in reader.names:
+            tensor = reader[name]
+            if not np.issubdtype(np.dtype(tensor.dtype), np.floating):
+                continue  # counters
+            # As in the fold: only float32 tensors travel as differences.
+            is_delta = ticket.plan.sends_delta and tensor.dtype == "float32"
+            squares += _squares(tensor, None if is_delta else state[name])
+    return math.sqrt(squares)
+
+
+def _squares(tensor: EncodedTensor, base: EncodedTensor | None) -> float:
+    """Return the sum of squares of a tensor, or of its differences to `base`."""
+    total, buffer = 0.0, np.empty((2, min(TILE, tensor.size)), tensor.dtype)
+    for start in range(0, tensor.size, TILE):
+        stop = min(start + TILE, tensor.size)
+        tile, other = buffer[:, : stop - start]
+        tensor.decode_slice(start, stop, tile)
+        exact = tile.astype(np.float64)
+        if base is not None:
+            base.decode_slice(start, stop, other)
+            exact -= other
+        with np.errstate(over="ignore"):
+            total += float(np.dot(exact, exact))
+    return total
