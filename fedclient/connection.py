@@ -8,7 +8,7 @@ from structlog.stdlib import get_logger
 
 from fedclient.device import Device
 from fedclient.errors import RefusedError
-from fedclient.transfer.peer import FINAL, Peer
+from fedclient.transfer.peer import FINAL, Peer, pause
 from fedclient.transfer.speed import LinkRecord
 from motley import __version__
 from motley.algorithms import registry
@@ -106,7 +106,7 @@ class Connection:
                 if error.code() in FINAL:
                     log.warning("report_refused", task=task_id, reason=error.details())
                     return False
-                wait = backoff.next()
+                wait = pause(error, backoff)
                 log.info("report_interrupted", task=task_id, reason=error.code().name)
                 await self._peer.sleep(wait)
             else:

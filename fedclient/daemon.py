@@ -20,7 +20,7 @@ from fedclient.outbox import Outbox
 from fedclient.protocol import Setup
 from fedclient.runner import WorkerRunner
 from fedclient.state import StateDirectory
-from fedclient.transfer.peer import Patience, Peer
+from fedclient.transfer.peer import Patience, Peer, pause
 from fedclient.transfer.speed import LinkRecord
 from motley.wire.stubs import common_pb2, federation_pb2
 from motley.wire.stubs.federation_pb2_grpc import FederationStub
@@ -74,7 +74,7 @@ class Daemon:
             try:
                 reply = await self.desk.connection.check_in(working_on)
             except grpc.aio.AioRpcError as error:
-                wait = backoff.next()
+                wait = pause(error, backoff)
                 log.warning(
                     "server_unreachable",
                     server=self.desk.options.server,

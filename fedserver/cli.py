@@ -57,6 +57,14 @@ def serve(
     log_format: Annotated[
         LogFormat, typer.Option(help="For people or for machines.")
     ] = LogFormat.CONSOLE,
+    transfers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Transfers at the same time; others wait. Default: 16.", min=1),
+    ] = None,
+    limits: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="TOML file with what one client may ask for: docs/operations.md."),
+    ] = None,
     ready_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Written with the address once the server listens."),
@@ -65,6 +73,7 @@ def serve(
     """Run the server until it is told to stop."""
     from fedserver.serve import check_address
     from fedserver.serve import serve as run_server
+    from fedserver.service.limits import read_limits
     from motley.plugins import check, parse_mappings
 
     configure(log_format)
@@ -76,7 +85,9 @@ def serve(
     mappings = parse_mappings(workload or [])
     for name in mappings:
         check(name, mappings)
-    asyncio.run(run_server(data or _default_data(), listen, mappings, on_ready=ready_file))
+    allowed = read_limits(limits, transfers)
+    root = data or _default_data()
+    asyncio.run(run_server(root, listen, mappings, limits=allowed, on_ready=ready_file))
 
 
 @app.command()

@@ -44,6 +44,8 @@ def print_clients(records: list[dict[str, Any]]) -> None:
     table = Table("name", "here", "tier", "cores", "memory", "accelerator", "workloads", "task")
     for r in records:
         seen = "yes" if r["here"] else f"{r['last_seen_seconds']:.0f} s ago"
+        if r["set_aside"]:
+            seen = f"put aside for {r['set_aside_seconds']:.0f} s: {r['set_aside']}"
         table.add_row(
             r["name"],
             seen,

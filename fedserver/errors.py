@@ -63,3 +63,49 @@ class PreparationError(MotleyError):
     """The initial model of a run could not be made."""
 
     code = "preparation"
+
+
+class LimitsFileError(MotleyError):
+    """The file of `--limits` is not valid."""
+
+    code = "limits_file"
+
+
+class LimitError(MotleyError):
+    """A client asks for more than it may; `retry_after` says in how many seconds to try again."""
+
+    code = "limit"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RateError(LimitError):
+    """Too many calls a second."""
+
+    code = "rate"
+
+
+class CrowdedError(LimitError):
+    """Too many open transfers or unfinished updates of one client."""
+
+    code = "crowded"
+
+
+class QuotaError(LimitError):
+    """All bytes of a day are used up."""
+
+    code = "quota"
+
+
+class SetAsideError(LimitError):
+    """The client broke the protocol again and again and has to wait."""
+
+    code = "set_aside"
+
+
+class IdleError(MotleyError):
+    """A transfer stood still for too long; it goes on where it was at the next try."""
+
+    code = "idle"

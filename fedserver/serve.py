@@ -22,6 +22,8 @@ from fedserver.rounds.presence import Presence
 from fedserver.service.callers import Callers
 from fedserver.service.control import ControlService
 from fedserver.service.federation import FederationService
+from fedserver.service.limits import Limits
+from fedserver.service.transfers import LARGEST_FRAME
 from fedserver.storage.database import DatabaseThread, lock_directory, open_database
 from fedserver.storage.payloads import PayloadStore
 from motley import __version__
@@ -38,6 +40,8 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # A frame and what is around it; nothing longer is even read.
+    ("grpc.max_receive_message_length", LARGEST_FRAME + 64 * 1024),
 ]
 LONGEST_SOCKET_PATH = 100
 """Unix socket paths end at 107 bytes on Linux, 103 elsewhere."""
@@ -69,7 +73,12 @@ def check_address(address: str, *, anywhere: bool) -> None:
 
 
 async def serve(
-    root: Path, address: str, mappings: Mapping[str, str], *, on_ready: Path | None = None
+    root: Path,
+    address: str,
+    mappings: Mapping[str, str],
+    *,
+    limits: Limits | None = None,
+    on_ready: Path | None = None,
 ) -> None:
     """Run a server until SIGTERM or SIGINT.
 
@@ -77,6 +86,7 @@ async def serve(
         root: the data directory.
         address: HOST:PORT of the client listener; port 0 takes a free one.
         mappings: `module:object` by workload name.
+        limits: what clients may ask for; the defaults without it.
         on_ready: file that gets the client listener's address once everything listens.
 
     Raises:
@@ -97,13 +107,14 @@ async def serve(
     )
     driver = Driver(engine, database, payloads)
     drivers.append(driver)
-    federation = FederationService(engine, driver, database, payloads, Callers())
+    federation = FederationService(engine, driver, database, payloads, Callers(), limits=limits)
     servers: list[grpc.aio.Server] = []
     try:
         client_port, bound = _client_server(address, federation)
         servers.append(client_port)
         servers.append(_control_server(root, ControlService(engine, driver, database, payloads)))
         await database(engine.recover)
+        await federation.restore()
         payloads.forget_incoming(
             task_id for ids in engine.tasks_in_hand().values() for task_id in ids
         )

@@ -59,11 +59,11 @@ def median(values: Tile, weights: npt.NDArray[np.float64]) -> Tile:
     """
     middle, is_odd = divmod(len(values), 2)
     ordered = np.sort(values, axis=0)
-    if is_odd:
-        result: Tile = ordered[middle]
-        return result
     half = values.dtype.type(0.5)
-    return ordered[middle - 1] * half + ordered[middle] * half
+    result: Tile = ordered[middle]
+    if not is_odd:
+        result = ordered[middle - 1] * half + result * half
+    return result
 
 
 REDUCERS: dict[str, Reducer] = {"weighted_mean": weighted_mean, "median": median}

@@ -82,6 +82,9 @@ class Engine:
             "profile": {**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
             "capabilities": vars(arrival.capabilities),
             "last_seen": now,
+            # Who is let in is not put aside. The one of this name that was had another session.
+            "set_aside_until": 0.0,
+            "set_aside": "",
         }
         with self.database.begin() as tx:
             known = tx.execute(

@@ -183,6 +183,12 @@ class TaskDesk:
                 max_norm=context.runfile.aggregate.max_update_norm,
             )
 
+    def was_received(self, task_id: str, digest: str) -> bool:
+        """Return whether this very update is on record."""
+        with self._engine.database.connect() as tx:
+            found = tx.scalar(select(tasks.c.update).where(tasks.c.id == task_id))
+        return found == digest
+
     def _settled(self, row: Any, digest: str) -> Receipt | None:
         if row.status in ("accepted", "counted"):
             if row.update != digest:
@@ -191,7 +197,9 @@ class TaskDesk:
                 )
             return Receipt.ACCEPTED
         if row.status in ("surplus", "late"):
-            return Receipt(row.status)
+            # The same update again is answered as the first time, also if its round was abandoned.
+            first = row.spec.get("receipt", "") if row.update == digest else ""
+            return Receipt(first or row.status)
         if row.status == "failed":
             raise ProtocolError(f"task {row.id} was reported as failed: {row.reason}")
         return None
@@ -224,6 +232,7 @@ class TaskDesk:
                 .values(
                     status=receipt.value,
                     update=arrived.digest,
+                    spec={**row.spec, "receipt": receipt.value},
                     update_bytes=arrived.size,
                     bytes_up=tasks.c.bytes_up + arrived.bytes_up,
                     scalars=context.algorithm.measure(samples, arrived.metrics),

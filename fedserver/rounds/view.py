@@ -64,6 +64,8 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
             "here": row.name in here,
             "last_seen_seconds": 0.0 if row.name in here else round(now - row.last_seen, 1),
             "task": working.get(row.name, ""),
+            "set_aside": row.set_aside if row.set_aside_until > now else "",
+            "set_aside_seconds": round(max(0.0, row.set_aside_until - now), 1),
             "software": row.capabilities["software"],
             "workloads": row.capabilities["workloads"],
             **row.profile,

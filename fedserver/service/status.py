@@ -10,6 +10,7 @@ import grpc
 from grpc import StatusCode
 from structlog.stdlib import get_logger
 
+from fedserver.errors import LimitError
 from motley.errors import MotleyError
 
 log = get_logger()
@@ -29,7 +30,15 @@ _STATUS = {
     "payload": StatusCode.DATA_LOSS,
     "frame": StatusCode.DATA_LOSS,
     "update": StatusCode.INVALID_ARGUMENT,
+    "rate": StatusCode.RESOURCE_EXHAUSTED,
+    "crowded": StatusCode.RESOURCE_EXHAUSTED,
+    "quota": StatusCode.RESOURCE_EXHAUSTED,
+    "set_aside": StatusCode.RESOURCE_EXHAUSTED,
+    "idle": StatusCode.UNAVAILABLE,
 }
+
+RETRY_AFTER = "retry-after"
+"""Trailing metadata: seconds after which a call that was turned away may come again."""
 
 
 class RefusedError(Exception):
@@ -50,4 +59,7 @@ async def abort(context: Context, refusal: RefusedError) -> NoReturn:
     """End an RPC with the status that belongs to the error."""
     error = refusal.args[0]
     status = _STATUS.get(error.code, StatusCode.INTERNAL)
-    await context.abort(status, f"[{error.code}] {error}")
+    metadata: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, LimitError):
+        metadata = ((RETRY_AFTER, f"{error.retry_after:.3f}"),)
+    await context.abort(status, f"[{error.code}] {error}", metadata)

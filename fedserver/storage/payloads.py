@@ -32,6 +32,10 @@ class PayloadStore:
         # '+' is in no task's id, so that one task's partial file is never another's whole one.
         return self._incoming / f"{task_id}+"
 
+    def incoming_tasks(self) -> set[str]:
+        """Return the tasks of which something has come, but not all."""
+        return {path.name.partition("+")[0] for path in self._incoming.iterdir()}
+
     def forget_incoming(self, keep: Iterable[str]) -> None:
         """Remove what came of uploads other than those of the tasks in `keep`."""
         wanted = set(keep)

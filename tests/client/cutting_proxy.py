@@ -1,0 +1,89 @@
+"""A TCP proxy that counts bytes in both directions and cuts connections after so many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from dataclasses import dataclass, field
+
+CHUNK = 16 * 1024
+
+
+@dataclass
+class CuttingProxy:
+    """Forwards to `target`; each connection beyond the cuts that are planned lives on."""
+
+    target: str
+    cuts_up: deque[int] = field(default_factory=deque)
+    """Bytes from client to server after which the next connections are cut, one each."""
+    cuts_down: deque[int] = field(default_factory=deque)
+    up: int = 0
+    """Bytes that came from clients, cut ones included."""
+    down: int = 0
+    """Bytes that came from the server, cut ones included."""
+    connections: int = 0
+    cut: int = 0
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    """While set, nothing is forwarded to clients."""
+    address: str = ""
+
+    async def __aenter__(self) -> CuttingProxy:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()[:2]
+        self.address = f"{host}:{port}"
+        self._tasks: set[asyncio.Task[None]] = set()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        self._tasks.add(me)
+        self.connections += 1
+        host, _, port = self.target.rpartition(":")
+        up = self.cuts_up.popleft() if self.cuts_up else None
+        down = self.cuts_down.popleft() if self.cuts_down else None
+        writers = [writer]
+        try:
+            there_reader, there_writer = await asyncio.open_connection(host, int(port))
+            writers.append(there_writer)
+            jobs = {
+                asyncio.ensure_future(self._pump(reader, there_writer, "up", up)),
+                asyncio.ensure_future(self._pump(there_reader, writer, "down", down)),
+            }
+            _, rest = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            for job in rest:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+        finally:
+            self._tasks.discard(me)
+            for each in writers:
+                each.transport.abort()
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        way: str,
+        limit: int | None,
+    ) -> None:
+        left = limit
+        with contextlib.suppress(OSError):
+            while data := await reader.read(CHUNK):
+                setattr(self, way, getattr(self, way) + len(data))
+                while way == "down" and self.stopped.is_set():
+                    await asyncio.sleep(0.01)
+                if left is not None and len(data) > left:
+                    writer.write(data[:left])
+                    await writer.drain()
+                    self.cut += 1
+                    return
+                left = None if left is None else left - len(data)
+                writer.write(data)
+                await writer.drain()
