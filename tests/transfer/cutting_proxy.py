@@ -61,6 +61,8 @@ class CuttingProxy:
             for job in rest:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+        except asyncio.CancelledError:
+            pass  # the proxy closes; nobody awaits this task
         finally:
             self._tasks.discard(me)
             for each in writers:
