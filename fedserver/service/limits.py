@@ -212,7 +212,7 @@ class Guard:
         gained = (now - account.filled) * rate
         account.tokens = min(self.limits.calls_burst, account.tokens + gained)
         account.filled = now
-        if account.tokens < 1:
+        if account.tokens < 1 - 1e-6:  # whoever waited as told is not turned away by a last bit
             wait = (1 - account.tokens) / rate
             raise RateError(f"more than {rate:g} calls a second; try again in {wait:.2f} s", wait)
         account.tokens -= 1

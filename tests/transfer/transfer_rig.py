@@ -16,12 +16,14 @@ from fedclient.connection import open_channel
 from fedclient.outbox import Outbox, Update, UpdateMeta
 from fedclient.transfer.peer import Patience, Peer
 from fedclient.transfer.speed import LinkRecord
+from fedserver.rounds.clock import Clock
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
 from fedserver.rounds.tasks import Arrived, Receipt, Ticket
 from fedserver.serve import CHANNEL_OPTIONS
 from fedserver.service.callers import Callers
 from fedserver.service.federation import FederationService
+from fedserver.service.limits import Limits
 from fedserver.storage.database import DatabaseThread, open_database
 from fedserver.storage.payloads import PayloadStore
 from motley.models.units import TensorInfo, UnitTable
@@ -71,7 +73,9 @@ class AnyTask:
 class TransferRig:
     """A server in this process with a payload of about `mib` MiB, and clients to it."""
 
-    def __init__(self, root: Path, mib: int, **options: object) -> None:
+    def __init__(
+        self, root: Path, mib: int, *, clock: Clock | None = None, limits: Limits | None = None
+    ) -> None:
         self.root = root
         size = mib * MIB // 4
         self.table = UnitTable((TensorInfo("w", (size,), "float32", "w", True),))
@@ -87,10 +91,11 @@ class TransferRig:
             Presence(),
             payload_path=self.store.path,
             mappings={},
+            clock=clock,
         )
         self.desk = AnyTask(self.table, self.payload)
         self.service = FederationService(
-            self.engine, None, self.database, self.store, Callers(), **options
+            self.engine, None, self.database, self.store, Callers(), limits=limits
         )
         self.service._uploads._desk = self.desk
         self.service._downloads._desk = self.desk
