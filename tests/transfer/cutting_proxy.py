@@ -22,10 +22,9 @@ class CuttingProxy:
     """Bytes that came from clients, cut ones included."""
     down: int = 0
     """Bytes that came from the server, cut ones included."""
-    connections: int = 0
+    carried: list[int] = field(default_factory=list)
+    """Bytes that came from the client, then those from the server, of each connection in turn."""
     cut: int = 0
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-    """While set, nothing is forwarded to clients."""
     address: str = ""
 
     async def __aenter__(self) -> CuttingProxy:
@@ -34,6 +33,17 @@ class CuttingProxy:
         self.address = f"{host}:{port}"
         self._tasks: set[asyncio.Task[None]] = set()
         return self
+
+    def repeated(self, way: str, offsets: list[int], size: int) -> list[int]:
+        """Return the bytes that each cut cost, framing included.
+
+        `offsets` are those at which each connection went on in a transfer of `size` bytes.
+        """
+        carried = self.carried[way == "down" :: 2]
+        ends = [*offsets[1:], size]
+        return [
+            sent - (end - start) for sent, start, end in zip(carried, offsets, ends, strict=True)
+        ]
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
@@ -45,7 +55,8 @@ class CuttingProxy:
         me = asyncio.current_task()
         assert me is not None
         self._tasks.add(me)
-        self.connections += 1
+        at = len(self.carried)
+        self.carried += [0, 0]
         host, _, port = self.target.rpartition(":")
         up = self.cuts_up.popleft() if self.cuts_up else None
         down = self.cuts_down.popleft() if self.cuts_down else None
@@ -54,8 +65,8 @@ class CuttingProxy:
             there_reader, there_writer = await asyncio.open_connection(host, int(port))
             writers.append(there_writer)
             jobs = {
-                asyncio.ensure_future(self._pump(reader, there_writer, "up", up)),
-                asyncio.ensure_future(self._pump(there_reader, writer, "down", down)),
+                asyncio.ensure_future(self._pump(reader, there_writer, "up", up, at)),
+                asyncio.ensure_future(self._pump(there_reader, writer, "down", down, at + 1)),
             }
             _, rest = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
             for job in rest:
@@ -74,13 +85,13 @@ class CuttingProxy:
         writer: asyncio.StreamWriter,
         way: str,
         limit: int | None,
+        at: int,
     ) -> None:
         left = limit
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
+                self.carried[at] += len(data)
                 setattr(self, way, getattr(self, way) + len(data))
-                while way == "down" and self.stopped.is_set():
-                    await asyncio.sleep(0.01)
                 if left is not None and len(data) > left:
                     writer.write(data[:left])
                     await writer.drain()
