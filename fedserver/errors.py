@@ -63,3 +63,39 @@ class PreparationError(MotleyError):
     """The initial model of a run could not be made."""
 
     code = "preparation"
+
+
+class ForbiddenError(MotleyError):
+    """The caller's certificate does not allow this call."""
+
+    code = "forbidden"
+
+
+class RevokedError(MotleyError):
+    """The caller was shut out."""
+
+    code = "revoked"
+
+
+class ExpiredError(MotleyError):
+    """The connection is older than its certificate: it must be made anew."""
+
+    code = "expired"
+
+
+class EnrolledError(MotleyError):
+    """A device of this name holds a certificate, and the join token is not for this name."""
+
+    code = "enrolled"
+
+
+class BusyError(MotleyError):
+    """Too many calls came; later ones will be answered."""
+
+    code = "busy"
+
+
+class CertificateLimitError(MotleyError):
+    """A client asked for more certificates than it can need."""
+
+    code = "certificates"

@@ -29,6 +29,15 @@ _STATUS = {
     "payload": StatusCode.DATA_LOSS,
     "frame": StatusCode.DATA_LOSS,
     "update": StatusCode.INVALID_ARGUMENT,
+    "forbidden": StatusCode.PERMISSION_DENIED,
+    "revoked": StatusCode.PERMISSION_DENIED,
+    "token": StatusCode.PERMISSION_DENIED,
+    "enrolled": StatusCode.ALREADY_EXISTS,
+    "identity": StatusCode.INVALID_ARGUMENT,
+    # A client that connects anew, with the certificate that it has by now, may be let in.
+    "expired": StatusCode.UNAVAILABLE,
+    "busy": StatusCode.RESOURCE_EXHAUSTED,
+    "certificates": StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -48,6 +57,10 @@ def refusals(method: str, client: str) -> Iterator[None]:
 
 async def abort(context: Context, refusal: RefusedError) -> NoReturn:
     """End an RPC with the status that belongs to the error."""
-    error = refusal.args[0]
+    await abort_with(context, refusal.args[0])
+
+
+async def abort_with(context: Context, error: MotleyError) -> NoReturn:
+    """End an RPC with the status that belongs to the error, from within it or from outside."""
     status = _STATUS.get(error.code, StatusCode.INTERNAL)
     await context.abort(status, f"[{error.code}] {error}")
