@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -17,6 +18,7 @@ from fedserver.cli_options import (
     default_data,
     steers,
 )
+from motley.logs import LogFormat, configure
 
 if TYPE_CHECKING:
     from fedserver.client import Operator
@@ -53,6 +55,7 @@ def init(
     from fedserver.identity.durations import parse_duration
     from fedserver.identity.setup import make_authority
 
+    configure(LogFormat.CONSOLE, logging.WARNING)
     record = make_authority(
         data or default_data(),
         address=address,
@@ -190,6 +193,7 @@ def create_operator(
     from fedserver.identity.authority import Authority
     from fedserver.identity.operators import Operators
 
+    configure(LogFormat.CONSOLE, logging.WARNING)
     root = data or default_data()
     entry = Operators(root).create(Authority(root), name, server, output)
     if json_output:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_server import FakeServer
 
-from fedclient.connection import open_channel
+from fedclient.channel import open_channel
 from fedclient.daemon import Daemon, Pace, make_desk
 from fedclient.desk import Desk
 from fedclient.device import Device

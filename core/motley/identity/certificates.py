@@ -62,9 +62,9 @@ def read_certificate(content: bytes) -> Certificate:
     )
 
 
-def certificate_to_pem(der: bytes) -> bytes:
-    """Return a certificate in DER as PEM."""
-    return load_certificate(der).public_bytes(serialization.Encoding.PEM)
+def certificate_to_pem(content: bytes) -> bytes:
+    """Return a certificate in DER, or the first one of a PEM text, as PEM."""
+    return load_certificate(content).public_bytes(serialization.Encoding.PEM)
 
 
 def certificate_to_der(pem: bytes) -> bytes:
