@@ -7,7 +7,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -160,29 +160,35 @@ async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
 
 
 async def _serve(options: ClientOptions, state: StateDirectory, pace: Pace) -> None:
-    channel: grpc.aio.Channel | RenewableChannel
-    renewing: Callable[[Peer], Renewal] | None = None
     if options.insecure:
-        channel = open_channel(options.server)
-    else:
-        channel, renewing = _certified(options, state)
+        await _work(options, state, pace, open_channel(options.server))
+        return
+    channel, renewal = _certified(options, state)
+    # From the first moment on: measuring a small device can take longer than what is left.
+    await _until_one_fails([_work(options, state, pace, channel), renewal.run()])
+
+
+async def _work(
+    options: ClientOptions,
+    state: StateDirectory,
+    pace: Pace,
+    channel: grpc.aio.Channel | RenewableChannel,
+) -> None:
     device = Device(options, state.root / "profile.json", disk=state.disk)
-    await device.load()
-    desk = make_desk(options, state, device, channel)
-    log.info("client_started", client=options.name, server=options.server, state=str(state.root))
-    jobs = [Daemon(desk, pace).run()]
-    if renewing:
-        jobs.append(renewing(desk.peer).run())
     try:
-        await _until_one_fails(jobs)
+        await device.load()
+        desk = make_desk(options, state, device, channel)
+        told = {"client": options.name, "server": options.server, "state": str(state.root)}
+        log.info("client_started", **told)
+        try:
+            await Daemon(desk, pace).run()
+        finally:
+            await asyncio.gather(desk.runner.stop(), desk.connection.goodbye())
     finally:
-        await asyncio.gather(desk.runner.stop(), desk.connection.goodbye())
         await channel.close()
 
 
-def _certified(
-    options: ClientOptions, state: StateDirectory
-) -> tuple[RenewableChannel, Callable[[Peer], Renewal]]:
+def _certified(options: ClientOptions, state: StateDirectory) -> tuple[RenewableChannel, Renewal]:
     """Return a channel with this device's certificate, and what keeps that fresh.
 
     Raises:
@@ -196,7 +202,8 @@ def _certified(
     identity = store.load(options.name)
     identity.check(time.time())
     channel = RenewableChannel(open_secure_channel(options.server, identity))
-    return channel, lambda peer: Renewal(peer, store, channel, identity, options.server)
+    peer = Peer(stub=FederationStub(channel), name=options.name, session=state.session)
+    return channel, Renewal(peer, store, channel, identity, options.server)
 
 
 async def _until_one_fails(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:

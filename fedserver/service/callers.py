@@ -26,7 +26,7 @@ log = get_logger()
 _MOST_KEPT = 4096
 """Certificates whose content is remembered; each connection shows its own at every call."""
 END_SECONDS = 5.0
-"""How long calls that are cut short may take to clean up."""
+"""How long calls that are cut short may take to clean up, and their clients to hear of it."""
 
 
 class Certificates:
@@ -73,6 +73,7 @@ class Callers:
         self.registry = registry
         self._certificates = Certificates(clock) if clock else None
         self._open: dict[str, dict[asyncio.Task[object], Context]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def name(self, context: Context) -> str:
         """Return the name in the caller's certificate; raise when it has none."""
@@ -110,20 +111,29 @@ class Callers:
                 del self._open[name]
 
     async def shut_out(self, name: str, reason: str) -> None:
-        """End every open call of a client with its reason, and wait until they have ended."""
+        """End every open call of a client with its reason, and wait until none works any more."""
         calls = dict(self._open.get(name, {}))
+        if not calls:
+            return
         error = RevokedError(f"client {name!r} was shut out: {reason}")
-        for call, context in calls.items():
-            # The status first and from here: a handler that is cancelled while it waits for its
-            # peer to read has no say any more, and its client would see a bare CANCELLED.
-            try:
-                await abort_with(context, error)
-            except Exception as ended:  # AbortError by design; others: the call had ended
-                log.debug("call_ended", client=name, reason=repr(ended))
+        # The status first and from here: a handler that is cancelled while it waits for its peer
+        # to read has no say any more, and its client would see a bare CANCELLED.
+        for context in calls.values():
+            telling = asyncio.create_task(self._tell(context, error))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+        await asyncio.sleep(0)
+        for call in calls:
             call.cancel()
-        if calls:
-            await asyncio.wait(list(calls), timeout=END_SECONDS)
-            log.info("calls_ended", client=name, calls=len(calls))
+        await asyncio.wait(list(calls), timeout=END_SECONDS)
+        log.info("calls_ended", client=name, calls=len(calls))
+
+    async def _tell(self, context: Context, error: RevokedError) -> None:
+        """Send a call's last status; a peer that does not read is not waited for without end."""
+        try:
+            await asyncio.wait_for(abort_with(context, error), END_SECONDS)
+        except Exception as ended:  # AbortError by design; others: the call was over
+            log.debug("call_ended", reason=repr(ended))
 
 
 class OperatorsOnly:
