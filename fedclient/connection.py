@@ -20,23 +20,7 @@ log = get_logger()
 
 PROTOCOL = 1
 GOODBYE_SECONDS = 1.0
-CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 250),
-    ("grpc.min_reconnect_backoff_ms", 250),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
-"""Pings every 20 s keep home routers from forgetting the connection during long training."""
-
 _REFUSED = FINAL | {StatusCode.ALREADY_EXISTS}
-
-
-def open_channel(server: str) -> grpc.aio.Channel:
-    """Return a channel without TLS; it connects, and connects again, by itself."""
-    return grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
 
 
 def algorithm_versions() -> dict[str, int]:

@@ -109,3 +109,39 @@ class IdleError(MotleyError):
     """A transfer stood still for too long; it goes on where it was at the next try."""
 
     code = "idle"
+
+
+class ForbiddenError(MotleyError):
+    """The caller's certificate does not allow this call."""
+
+    code = "forbidden"
+
+
+class RevokedError(MotleyError):
+    """The caller was shut out."""
+
+    code = "revoked"
+
+
+class ExpiredError(MotleyError):
+    """The connection is older than its certificate: it must be made anew."""
+
+    code = "expired"
+
+
+class EnrolledError(MotleyError):
+    """A device of this name holds a certificate, and the join token is not for this name."""
+
+    code = "enrolled"
+
+
+class BusyError(MotleyError):
+    """Too many calls came; later ones will be answered."""
+
+    code = "busy"
+
+
+class CertificateLimitError(MotleyError):
+    """A client asked for more certificates than it can need."""
+
+    code = "certificates"

@@ -11,6 +11,7 @@ from structlog.stdlib import get_logger
 from fedserver.errors import RunStateError
 from fedserver.rounds import closing, schedule
 from fedserver.rounds.engine import ENDED, Engine
+from fedserver.rounds.exclusion import keep_out
 from fedserver.storage.schema import members, rounds, runs
 from motley.errors import RunFileError
 from motley.runfile import parse
@@ -71,6 +72,7 @@ class RunDesk:
             newest = tx.scalar(select(func.max(rounds.c.id))) or 0
             # The operator has seen to whatever kept clients out.
             tx.execute(update(members).where(members.c.run == row.id).values(excluded=""))
+            keep_out(tx, row.id)
             tx.execute(update(runs).where(runs.c.id == row.id).values(retry_from=newest))
             self._engine.set_status(tx, row.id, "queued", "")
         self._engine.changed()
@@ -86,6 +88,7 @@ class RunDesk:
             status = row.status
             if status == "finished":
                 schedule.withdraw_finish_tasks(self._engine, tx, row.id)
+                keep_out(tx, row.id)
                 status = "queued"
                 self._engine.set_status(tx, row.id, status, "")
         self._engine.forget(row.id)

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 
 from fedserver.rounds.engine import ENDED, Engine
-from fedserver.storage.schema import clients, members, rounds, runs, tasks
+from fedserver.rounds.presence import Profile
+from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
 from motley.errors import MotleyError
 
 
@@ -47,18 +48,19 @@ def list_runs(engine: Engine) -> list[dict[str, Any]]:
 
 
 def list_clients(engine: Engine) -> list[dict[str, Any]]:
-    """Return every client that ever enrolled, with whether it is here now."""
+    """Return every client that ever checked in or joined, with whether it is here now."""
     here = engine.presence.here(engine.clock.monotonic())
     now = engine.clock.wall()
     with engine.database.connect() as tx:
         rows = tx.execute(select(clients).order_by(clients.c.name)).all()
+        held = _certificates(tx)
         working = {
             row.client: row.id
             for row in tx.execute(
                 select(tasks.c.client, tasks.c.id).where(tasks.c.status == "taken")
             )
         }
-    return [
+    records = [
         {
             "name": row.name,
             "here": row.name in here,
@@ -68,10 +70,43 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
             "set_aside_seconds": round(max(0.0, row.set_aside_until - now), 1),
             "software": row.capabilities["software"],
             "workloads": row.capabilities["workloads"],
+            "revoked": row.revoked or held.get(row.name, _NONE)["revoked"],
+            "certificate_expires": held.get(row.name, _NONE)["certificate_expires"],
             **row.profile,
         }
         for row in rows
     ]
+    seen = {record["name"] for record in records}
+    records += [_never_here(name, held[name]) for name in sorted(held) if name not in seen]
+    return sorted(records, key=lambda record: str(record["name"]))
+
+
+_NONE: dict[str, Any] = {"revoked": "", "certificate_expires": None}
+
+
+def _certificates(tx: Connection) -> dict[str, dict[str, Any]]:
+    """Return of each client that joined when its newest certificate ends, and why none counts."""
+    found: dict[str, dict[str, Any]] = {}
+    mine = select(certificates).where(certificates.c.role == "client")
+    # Those that count come last, and of them the one that lasts longest.
+    for row in tx.execute(mine.order_by(certificates.c.revoked == "", certificates.c.not_after)):
+        ends = None if row.revoked else row.not_after
+        found[row.name] = {"revoked": row.revoked, "certificate_expires": ends}
+    return found
+
+
+def _never_here(name: str, certificate: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a client that joined and has not checked in yet."""
+    return {
+        "name": name,
+        "here": False,
+        "last_seen_seconds": None,
+        "task": "",
+        "software": "",
+        "workloads": {},
+        **certificate,
+        **vars(Profile()),
+    }
 
 
 def has_ended(record: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.operations import RunDesk
 from fedserver.rounds.replay import Replay, plan_replay
+from fedserver.service.identity import Admission, IdentityControl
 from fedserver.service.status import RefusedError, abort, refusals
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
@@ -29,12 +30,18 @@ WATCH_INTERVAL = 0.2
 RECHECK_SECONDS = 5.0
 
 
-class ControlService(control_pb2_grpc.ControlServicer):
-    """Submits, shows and steers runs."""
+class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
+    """Submits, shows and steers runs; lets clients in and shuts them out."""
 
     def __init__(
-        self, engine: Engine, driver: Driver, database: DatabaseThread, payloads: PayloadStore
+        self,
+        engine: Engine,
+        driver: Driver,
+        database: DatabaseThread,
+        payloads: PayloadStore,
+        admission: Admission | None = None,
     ) -> None:
+        self._admission = admission
         self._engine, self._driver, self._runs = engine, driver, RunDesk(engine)
         self._database, self._payloads = database, payloads
 

@@ -258,3 +258,21 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 checked_seconds(result.seconds),
             )
         raise ProtocolError("a report carries a result or a failure, and this one carries neither")
+
+    # --- certificates ------------------------------------------------------------------------
+
+    async def Renew(  # noqa: N802
+        self, request: federation_pb2.RenewRequest, context: Context
+    ) -> federation_pb2.RenewReply:
+        """Sign a new certificate for the client that asks."""
+        try:
+            with refusals("Renew", str(context.peer())):
+                name, registry = self._callers.name(context), self._callers.registry
+            assert registry is not None
+            async with self._call("Renew", name, "", context):
+                issued = await self._database(registry.renew, name, request.signing_request)
+                return federation_pb2.RenewReply(
+                    certificate=issued.certificate, authority=registry.authority.der
+                )
+        except RefusedError as refusal:
+            await abort(context, refusal)

@@ -35,6 +35,15 @@ _STATUS = {
     "quota": StatusCode.RESOURCE_EXHAUSTED,
     "set_aside": StatusCode.RESOURCE_EXHAUSTED,
     "idle": StatusCode.UNAVAILABLE,
+    "forbidden": StatusCode.PERMISSION_DENIED,
+    "revoked": StatusCode.PERMISSION_DENIED,
+    "token": StatusCode.PERMISSION_DENIED,
+    "enrolled": StatusCode.ALREADY_EXISTS,
+    "identity": StatusCode.INVALID_ARGUMENT,
+    # A client that connects anew, with the certificate that it has by now, may be let in.
+    "expired": StatusCode.UNAVAILABLE,
+    "busy": StatusCode.RESOURCE_EXHAUSTED,
+    "certificates": StatusCode.RESOURCE_EXHAUSTED,
 }
 
 RETRY_AFTER = "retry-after"
@@ -57,7 +66,11 @@ def refusals(method: str, client: str) -> Iterator[None]:
 
 async def abort(context: Context, refusal: RefusedError) -> NoReturn:
     """End an RPC with the status that belongs to the error."""
-    error = refusal.args[0]
+    await abort_with(context, refusal.args[0])
+
+
+async def abort_with(context: Context, error: MotleyError) -> NoReturn:
+    """End an RPC with the status that belongs to the error, from within it or from outside."""
     status = _STATUS.get(error.code, StatusCode.INTERNAL)
     metadata: tuple[tuple[str, str], ...] = ()
     if isinstance(error, LimitError):

@@ -20,7 +20,10 @@ from fedserver.storage import schema
 P = ParamSpec("P")
 T = TypeVar("T")
 
-OWN_NAMES = {"lock", "motley.sqlite", "payloads", "incoming", "scratch", "control.sock"}
+OWN_NAMES = {
+    *("lock", "motley.sqlite", "payloads", "incoming", "scratch", "control.sock"),
+    "identity",
+}
 
 
 def lock_directory(root: Path) -> IO[str]:

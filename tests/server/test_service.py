@@ -15,7 +15,8 @@ from bench import moved, runfile
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedserver.client import ControlError, Operator
-from fedserver.serve import check_address, serve
+from fedserver.listeners import check_address
+from fedserver.serve import serve
 from motley.wire import PayloadReader, TensorRow, TensorTable, encode_dense, write_payload
 from motley.wire.stubs import common_pb2, federation_pb2, federation_pb2_grpc
 from motley.workloads.digits import Digits
