@@ -262,7 +262,7 @@ async def offered(rig: Rig, identity: Identity, clients: int = 1) -> common_pb2.
 
 def test_shutting_out_ends_an_open_download(tmp_path: Path, monkeypatch: Any) -> None:
     # A handler that waits for a peer that does not read, as on a slow link with a large model.
-    monkeypatch.setattr("fedserver.service.federation.iter_frames", many_frames)
+    monkeypatch.setattr("fedserver.service.downloads.iter_frames", many_frames)
 
     async def body(rig: Rig) -> None:
         identity = await rig.joined("c0")
