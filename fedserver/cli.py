@@ -57,6 +57,9 @@ def serve(
     log_format: Annotated[
         LogFormat, typer.Option(help="For people or for machines.")
     ] = LogFormat.CONSOLE,
+    reserve: Annotated[
+        int, typer.Option(help="MiB of the disk that are to stay free.", min=0)
+    ] = 64,
     ready_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Written with the address once the server listens."),
@@ -76,7 +79,11 @@ def serve(
     mappings = parse_mappings(workload or [])
     for name in mappings:
         check(name, mappings)
-    asyncio.run(run_server(data or _default_data(), listen, mappings, on_ready=ready_file))
+    asyncio.run(
+        run_server(
+            data or _default_data(), listen, mappings, on_ready=ready_file, reserve=reserve << 20
+        )
+    )
 
 
 @app.command()
@@ -185,6 +192,26 @@ def extend(
 
 
 @app.command()
+def remove(
+    run: RunArgument,
+    data: DataOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Forget a run that has ended or paused: its record, its models and its updates."""
+    with _operator(data) as operator:
+        if not yes:
+            record = operator.show(run)
+            typer.confirm(
+                f"remove run {record['name']} ({record['id']}, {record['status']}, "
+                f"{record['round']} rounds) for good?",
+                abort=True,
+            )
+            run = record["id"]
+        _print_reply(operator.remove(run), json_output)
+
+
+@app.command()
 def fetch(
     run: RunArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
@@ -206,19 +233,23 @@ def fetch(
 @app.command()
 def replay(run: RunArgument, data: DataOption = None, json_output: JsonOption = False) -> None:
     """Recompute every round's global model from the record; exits with 1 on a difference."""
-    agreed = total = 0
+    agreed = total = pruned = 0
     with _operator(data) as operator:
         for record in operator.replay(run):
             agreed, total = agreed + record["agrees"], total + 1
+            pruned += record["pruned"]
             if json_output:
                 print(json.dumps(record), flush=True)
             else:
                 word = "agrees" if record["agrees"] else f"DIFFERS {record['problem']}"
+                word = record["problem"] if record["pruned"] else word
                 people = ", ".join(record["participants"])
                 print(f"round {record['round']:>5}  {record['recorded'][:16]}  {word}  ({people})")
     if not json_output:
-        print(f"{agreed} of {total} rounds agree")
-    if agreed < total:
+        print(f"{agreed} of {total - pruned} rounds agree")
+        if pruned:
+            print(f"{pruned} older rounds cannot be checked: their payloads were removed")
+    if agreed < total - pruned:
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.stdlib import get_logger
 
 from fedserver.errors import AddressError
@@ -23,7 +24,7 @@ from fedserver.service.callers import Callers
 from fedserver.service.control import ControlService
 from fedserver.service.federation import FederationService
 from fedserver.storage.database import DatabaseThread, lock_directory, open_database
-from fedserver.storage.payloads import PayloadStore
+from fedserver.storage.payloads import RESERVE, PayloadStore
 from motley import __version__
 from motley.wire.stubs import control_pb2_grpc, federation_pb2_grpc
 
@@ -69,7 +70,12 @@ def check_address(address: str, *, anywhere: bool) -> None:
 
 
 async def serve(
-    root: Path, address: str, mappings: Mapping[str, str], *, on_ready: Path | None = None
+    root: Path,
+    address: str,
+    mappings: Mapping[str, str],
+    *,
+    on_ready: Path | None = None,
+    reserve: int = RESERVE,
 ) -> None:
     """Run a server until SIGTERM or SIGINT.
 
@@ -77,6 +83,7 @@ async def serve(
         root: the data directory.
         address: HOST:PORT of the client listener; port 0 takes a free one.
         mappings: `module:object` by workload name.
+        reserve: bytes of the disk that are to stay free.
         on_ready: file that gets the client listener's address once everything listens.
 
     Raises:
@@ -84,7 +91,7 @@ async def serve(
     """
     _allow_many_files()
     lock = lock_directory(root)
-    payloads = PayloadStore(root)
+    payloads = PayloadStore(root, reserve=reserve)
     sql = open_database(root)
     database = DatabaseThread()
     drivers: list[Driver] = []
@@ -104,9 +111,6 @@ async def serve(
         servers.append(client_port)
         servers.append(_control_server(root, ControlService(engine, driver, database, payloads)))
         await database(engine.recover)
-        payloads.forget_incoming(
-            task_id for ids in engine.tasks_in_hand().values() for task_id in ids
-        )
         for server in servers:
             await server.start()
         log.info("serving", address=bound, data=str(root), version=__version__)
@@ -119,7 +123,11 @@ async def serve(
             await server.stop(grace=0.5)
         federation.close()
         driver.close()
-        await database(engine.save_time_left)
+        try:
+            await database(engine.save_time_left)
+        except SQLAlchemyError as error:
+            # The time that was noted last stands: clients get a few seconds more.
+            log.error("time_left_not_saved", reason=str(error))
         database.close()
         sql.dispose()
         control_socket(root).unlink(missing_ok=True)

@@ -96,7 +96,11 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._polls += 1
         arrival = arrival_of(request, clock.monotonic(), self._polls)
         if presence.arrive(arrival):
-            await self._database(self._engine.enrol, arrival)
+            try:
+                await self._database(self._engine.enrol, arrival)
+            except Exception:
+                presence.leave(arrival.name, arrival.session)  # not here without a record
+                raise
         reply = federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
         if request.working_on:
             reply.working_on_is_closed = not await self._database(
@@ -197,6 +201,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             self._desk.begin_upload, opening.name, opening.task_id, digest
         )
         if isinstance(ticket, Receipt):
+            await self._on_file_thread(self._payloads.forget_incoming, [opening.task_id])
             yield _receipt(opening.task_id, ticket, duplicate=ticket is Receipt.ACCEPTED)
             return
         _check_size(opening, ticket)
@@ -208,20 +213,17 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             await asyncio.wait({before})
         self._uploading[opening.task_id] = me
         try:
-            async for reply in self._receive(opening, ticket, requests):
-                yield reply
+            with self._payloads.claimed(opening.task_id):
+                async for reply in self._receive(opening, ticket, requests):
+                    yield reply
         finally:
             if self._uploading.get(opening.task_id) is me:
                 del self._uploading[opening.task_id]
 
     async def _on_file_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run file work beside the event loop; a cancelled caller still waits for its end."""
-        future = asyncio.get_running_loop().run_in_executor(self._files, function, *args)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait({future})
-            raise
+        loop = asyncio.get_running_loop()
+        return await _whole(loop.run_in_executor(self._files, function, *args))
 
     async def _receive(
         self,
@@ -229,7 +231,11 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         ticket: Ticket,
         requests: AsyncIterator[federation_pb2.UploadMessage],
     ) -> AsyncIterator[federation_pb2.UploadReply]:
-        writer = FrameWriter(self._payloads.incoming(ticket.task_id), opening.payload.size)
+        digest, size = opening.payload.sha256.hex(), opening.payload.size
+        target = await self._on_file_thread(
+            self._payloads.begin_incoming, ticket.task_id, digest, size
+        )
+        writer = FrameWriter(target, size)
         received = 0
         try:
             yield federation_pb2.UploadReply(acknowledged=writer.received)
@@ -248,6 +254,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                     acknowledged = writer.received
                     yield federation_pb2.UploadReply(acknowledged=acknowledged)
             receipt = await self._settle(opening, ticket, writer, received)
+            await self._on_file_thread(self._payloads.drop_incoming, ticket.task_id)
         finally:
             writer.close()
         yield _receipt(ticket.task_id, receipt, duplicate=False)
@@ -259,16 +266,27 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         writer: FrameWriter,
         received: int,
     ) -> Receipt:
-        """Hash, check and store a whole update, then put it on record."""
-        whole = await self._on_file_thread(writer.finish, opening.payload.sha256)
+        """Hash, check and store a whole update, then put it on record.
+
+        What came stays until the record names it: after a crash at any step no byte comes again.
+        """
+        whole = await self._on_file_thread(writer.verify, opening.payload.sha256)
         try:
             await self._check(ticket, whole)
         except UpdateError:
             whole.unlink()
             raise
         digest = opening.payload.sha256.hex()
-        await self._on_file_thread(self._payloads.adopt, whole, digest)
-        return await self._accept(opening, received)
+        counts = False
+        try:
+            with self._payloads.claimed(digest):
+                await self._on_file_thread(self._payloads.keep, whole, digest)
+                receipt = await _whole(asyncio.ensure_future(self._accept(opening, received)))
+            counts = receipt is Receipt.ACCEPTED
+        finally:
+            if not counts:
+                self._payloads.suspect([digest])
+        return receipt
 
     async def _check(self, ticket: Ticket, whole: Path) -> None:
         try:
@@ -327,6 +345,15 @@ class FederationService(federation_pb2_grpc.FederationServicer):
                 checked_seconds(result.seconds),
             )
         raise ProtocolError("a report carries a result or a failure, and this one carries neither")
+
+
+async def _whole(work: asyncio.Future[T]) -> T:
+    """Await work that cannot be broken off: a cancelled caller still waits for its end."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
 
 
 def _check_size(opening: federation_pb2.UploadOpen, ticket: Ticket) -> None:

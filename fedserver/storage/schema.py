@@ -133,6 +133,7 @@ rounds = Table(
     Column("phases", JSON, nullable=False, default=dict),  # seconds by phase
     Column("metrics", JSON, nullable=False, default=dict),  # means over counted clients
     Index("rounds_by_run", "run", "round"),
+    Index("rounds_by_pruned", "pruned"),
 )
 
 tasks = Table(

@@ -169,7 +169,7 @@ def test_a_newer_directory_is_refused_and_left_alone(tmp_path: Path, table: str)
         else:
             tx.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
             tx.execute("INSERT INTO alembic_version VALUES ('0999')")
-    with pytest.raises(DataDirectoryError, match="is of version 0999.*use the program version"):
+    with pytest.raises(DataDirectoryError, match=r"is of version 0999.*use the program"):
         open_database(tmp_path)
     assert not (tmp_path / "backups").exists()
     with sqlite3.connect(path) as tx:

@@ -15,6 +15,7 @@ def upgrade() -> None:
     _traffic()
     _client_columns()
     op.add_column("rounds", Column("pruned", Boolean, nullable=False, server_default=false()))
+    op.create_index("rounds_by_pruned", "rounds", ["pruned"])
     op.create_index("tasks_by_payload", "tasks", ["payload"])
     op.create_index("tasks_by_update", "tasks", ["update"])
     if inspect(op.get_bind()).has_table("meta"):
