@@ -184,9 +184,13 @@ async def _until_stopped(driver: Driver) -> None:
         loop.add_signal_handler(number, stopped.set)
     driving = asyncio.create_task(driver.run())
     stopping = asyncio.create_task(stopped.wait())
-    done, pending = await asyncio.wait({driving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    for task in done:
-        task.result()
+    try:
+        await asyncio.wait({driving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Also when this is cancelled: a driver whose threads have ended would call that a failure.
+        ended = driving if driving.done() else None
+        for task in (driving, stopping):
+            task.cancel()
+        await asyncio.gather(driving, stopping, return_exceptions=True)
+    if ended is not None:
+        ended.result()

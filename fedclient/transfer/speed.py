@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from structlog.stdlib import get_logger
 
 from fedclient.disk import Disk
+
+log = get_logger()
 
 SMALLEST = 32 * 1024
 """Bytes; shorter transfers tell the delay of a call, not the speed of a link."""
@@ -47,4 +50,7 @@ class LinkRecord:
         now = size / seconds
         smoothed = now if not before else before + _WEIGHT * (now - before)
         self.speed = self.speed.model_copy(update={direction: smoothed})
-        self._disk.write(self._path, self.speed.model_dump_json().encode())
+        try:
+            self._disk.write(self._path, self.speed.model_dump_json().encode())
+        except OSError as error:  # no transfer fails over a note on its speed
+            log.warning("link_not_noted", reason=str(error))

@@ -37,7 +37,7 @@ class Rig:
 
         return await asyncio.to_thread(call)
 
-    async def check_in(self, name: str = "c0", timeout: float = 20, **fields: object) -> object:
+    async def check_in(self, name: str = "c0", timeout: float = 60, **fields: object) -> object:
         request = pb.CheckInRequest(
             name=name,
             session=str(fields.pop("session", f"session-{name}")),
@@ -139,9 +139,9 @@ def payload(values: dict[str, np.ndarray], table: TensorTable) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def running(root: Path) -> AsyncIterator[Rig]:
+async def running(root: Path, **options: int) -> AsyncIterator[Rig]:
     ready = root.parent / "ready"
-    server = asyncio.create_task(serve(root, "127.0.0.1:0", {}, on_ready=ready))
+    server = asyncio.create_task(serve(root, "127.0.0.1:0", {}, on_ready=ready, **options))
     while not ready.exists() or not ready.read_text():
         assert not server.done(), server.exception()
         await asyncio.sleep(0.01)
