@@ -82,6 +82,9 @@ def serve(
         Optional[Path],  # noqa: UP045
         typer.Option(help="TOML file with what one client may ask for: docs/operations.md."),
     ] = None,
+    reserve: Annotated[
+        int, typer.Option(help="MiB of the disk that are to stay free.", min=0)
+    ] = 64,
     ready_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Written with the address once the server listens."),
@@ -110,7 +113,15 @@ def serve(
         check(name, mappings)
     allowed = read_limits(limits, transfers)
     asyncio.run(
-        run_server(root, listen, mappings, ports=ports, limits=allowed, on_ready=ready_file)
+        run_server(
+            root,
+            listen,
+            mappings,
+            ports=ports,
+            limits=allowed,
+            reserve=reserve << 20,
+            on_ready=ready_file,
+        )
     )
 
 
@@ -219,6 +230,26 @@ def extend(
 
 @app.command()
 @steers
+def remove(
+    operator: Operator,
+    run: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Forget a run that has ended or paused: its record, its models and its updates."""
+    if not yes:
+        record = operator.show(run)
+        typer.confirm(
+            f"remove run {record['name']} ({record['id']}, {record['status']}, "
+            f"{record['round']} rounds) for good?",
+            abort=True,
+        )
+        run = record["id"]
+    _print_reply(operator.remove(run), json_output)
+
+
+@app.command()
+@steers
 def fetch(
     operator: Operator,
     run: RunArgument,
@@ -240,18 +271,22 @@ def fetch(
 @steers
 def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Recompute every round's global model from the record; exits with 1 on a difference."""
-    agreed = total = 0
+    agreed = total = pruned = 0
     for record in operator.replay(run):
         agreed, total = agreed + record["agrees"], total + 1
+        pruned += record["pruned"]
         if json_output:
             print(json.dumps(record), flush=True)
         else:
             word = "agrees" if record["agrees"] else f"DIFFERS {record['problem']}"
+            word = record["problem"] if record["pruned"] else word
             people = ", ".join(record["participants"])
             print(f"round {record['round']:>5}  {record['recorded'][:16]}  {word}  ({people})")
     if not json_output:
-        print(f"{agreed} of {total} rounds agree")
-    if agreed < total:
+        print(f"{agreed} of {total - pruned} rounds agree")
+        if pruned:
+            print(f"{pruned} older rounds cannot be checked: their payloads were removed")
+    if agreed < total - pruned:
         raise typer.Exit(1)
 
 

@@ -126,6 +126,11 @@ class Operator:
         reply = self._stub.Extend(control_pb2.ExtendRequest(run=run, rounds=rounds))
         return reply.run_id, reply.status
 
+    def remove(self, run: str) -> tuple[str, str]:
+        """Forget a run that has ended; returns (id, status)."""
+        reply = self._stub.Remove(_run(run))
+        return reply.run_id, reply.status
+
     def replay(self, run: str) -> Iterator[dict[str, Any]]:
         """Yield one record a round: recorded and recomputed digest."""
         for record in self._stub.Replay(_run(run)):

@@ -59,6 +59,12 @@ class AggregationError(MotleyError):
     code = "aggregation"
 
 
+class StorageError(MotleyError):
+    """Too little space is left on the server's disk."""
+
+    code = "storage"
+
+
 class PreparationError(MotleyError):
     """The initial model of a run could not be made."""
 

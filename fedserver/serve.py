@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.stdlib import get_logger
 
 from fedserver.listeners import Ports, client_server, control_socket, socket_server
@@ -22,7 +23,7 @@ from fedserver.service.control import ControlService
 from fedserver.service.federation import FederationService
 from fedserver.service.limits import Limits
 from fedserver.storage.database import DatabaseThread, lock_directory, open_database
-from fedserver.storage.payloads import PayloadStore
+from fedserver.storage.payloads import RESERVE, PayloadStore
 from motley import __version__
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ async def serve(
     *,
     limits: Limits | None = None,
     ports: Ports | None = None,
+    reserve: int = RESERVE,
     on_ready: Path | None = None,
 ) -> None:
     """Run a server until SIGTERM or SIGINT.
@@ -48,6 +50,7 @@ async def serve(
         mappings: `module:object` by workload name.
         limits: what clients may ask for; the defaults without it.
         ports: its further ports when it works with certificates; None: plain text.
+        reserve: bytes of the disk that are to stay free.
         on_ready: file that gets the listeners' addresses once everything listens: the client
             port's on the first line, then `join ADDRESS` and `control ADDRESS`.
 
@@ -56,7 +59,7 @@ async def serve(
     """
     _allow_many_files()
     lock = lock_directory(root)
-    payloads = PayloadStore(root)
+    payloads = PayloadStore(root, reserve=reserve)
     sql = open_database(root)
     database = DatabaseThread()
     drivers: list[Driver] = []
@@ -100,9 +103,6 @@ async def serve(
             listening += secure.open_control_port(servers, control)
         await database(engine.recover)
         await federation.restore()
-        payloads.forget_incoming(
-            task_id for ids in engine.tasks_in_hand().values() for task_id in ids
-        )
         for server in servers:
             await server.start()
         log.info("serving", address=bound, data=str(root), version=__version__)
@@ -122,7 +122,11 @@ async def serve(
         if federation:
             federation.close()
         driver.close()
-        await database(engine.save_time_left)
+        try:
+            await database(engine.save_time_left)
+        except SQLAlchemyError as error:
+            # The time that was noted last stands: clients get a few seconds more.
+            log.error("time_left_not_saved", reason=str(error))
         database.close()
         sql.dispose()
         control_socket(root).unlink(missing_ok=True)
@@ -144,9 +148,13 @@ async def _until_stopped(driver: Driver) -> None:
         loop.add_signal_handler(number, stopped.set)
     driving = asyncio.create_task(driver.run())
     stopping = asyncio.create_task(stopped.wait())
-    done, pending = await asyncio.wait({driving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    for task in done:
-        task.result()
+    try:
+        await asyncio.wait({driving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Also when this is cancelled: a driver whose threads have ended would call that a failure.
+        ended = driving if driving.done() else None
+        for task in (driving, stopping):
+            task.cancel()
+        await asyncio.gather(driving, stopping, return_exceptions=True)
+    if ended is not None:
+        ended.result()

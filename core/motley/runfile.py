@@ -159,6 +159,13 @@ class Evaluate(_Section):
     """A data spec that the server itself evaluates the global model on."""
 
 
+class Keep(_Section):
+    """What stays on the server's disk."""
+
+    rounds: int = Field(default=10, ge=0)
+    """Closed rounds whose payloads are kept, so that they can be replayed; 0: all of them."""
+
+
 class When(_Section):
     """Conditions on a device profile; all that are given must hold."""
 
@@ -200,6 +207,7 @@ class RunFile(_Section):
     wire: Wire = Field(default_factory=Wire)
     aggregate: Aggregate = Field(default_factory=Aggregate)
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    keep: Keep = Field(default_factory=Keep)
     tiers: tuple[Tier, ...] = (Tier(name="all"),)
 
     @model_validator(mode="after")

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from structlog.stdlib import get_logger
 
 from fedclient.disk import Disk
 from motley.wire import FRAME_SIZE
+
+log = get_logger()
 
 SMALLEST = 32 * 1024
 """Bytes; shorter transfers tell the delay of a call, not the speed of a link."""
@@ -102,4 +105,7 @@ class LinkRecord:
 
     def _keep(self, **changes: float) -> None:
         self.speed = self.speed.model_copy(update=changes)
-        self._disk.write(self._path, self.speed.model_dump_json().encode())
+        try:
+            self._disk.write(self._path, self.speed.model_dump_json().encode())
+        except OSError as error:  # no transfer fails over a note on its speed
+            log.warning("link_not_noted", reason=str(error))

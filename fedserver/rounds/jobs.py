@@ -32,8 +32,12 @@ class PrepareJob:
 
     def run(self, payloads: PayloadStore) -> dict[str, object]:
         """Return `model_process.prepare`'s result, with the state in the store."""
+        payloads.require(0)
+        with payloads.scratch(f"{self.context.id}-initial") as out:
+            return self._prepare(payloads, out)
+
+    def _prepare(self, payloads: PayloadStore, out: Path) -> dict[str, object]:
         runfile = self.context.runfile
-        out = payloads.scratch(f"{self.context.id}-initial")
         result = run_job(
             {
                 "kind": "prepare",
@@ -69,28 +73,33 @@ class OpenJob:
         """Return the broadcast's digest by bit-width."""
         # In full precision the state file itself is the broadcast: nothing is encoded twice.
         digests = {FULL_PRECISION: self.state}
-        for bits in sorted(self.down_bits - {FULL_PRECISION}):
-            out = payloads.scratch(f"broadcast-{self.round_id}-{bits}")
-            table = self.context.global_table
-            seed = self.context.runfile.run.seed
-            with PayloadReader(payloads.path(self.state), table.tensor_table) as reader:
-                encoded = (
-                    (
-                        row.name,
-                        quantize_uniform(
-                            reader[row.name].decode(),
-                            bits,
-                            numpy_generator(seed, "broadcast", self.round, bits, row.name),
-                        )
-                        if row.dtype == "float32"
-                        else encode_dense(reader[row.name].decode()),
-                    )
-                    for row in table.rows
-                )
-                info = write_payload(out, encoded, table.tensor_table)
-            digests[bits] = info.sha256.hex()
-            payloads.adopt(out, digests[bits])
+        encoded = sorted(self.down_bits - {FULL_PRECISION})
+        payloads.require(len(encoded) * payloads.path(self.state).stat().st_size)
+        for bits in encoded:
+            with payloads.scratch(f"broadcast-{self.round_id}-{bits}") as out:
+                digests[bits] = self._encode(payloads, bits, out)
         return digests
+
+    def _encode(self, payloads: PayloadStore, bits: int, out: Path) -> str:
+        """Write the broadcast of one bit-width and return its digest."""
+        table, seed = self.context.global_table, self.context.runfile.run.seed
+        with PayloadReader(payloads.path(self.state), table.tensor_table) as reader:
+            encoded = (
+                (
+                    row.name,
+                    quantize_uniform(
+                        reader[row.name].decode(),
+                        bits,
+                        numpy_generator(seed, "broadcast", self.round, bits, row.name),
+                    )
+                    if row.dtype == "float32"
+                    else encode_dense(reader[row.name].decode()),
+                )
+                for row in table.rows
+            )
+            digest = write_payload(out, encoded, table.tensor_table).sha256.hex()
+        payloads.adopt(out, digest)
+        return digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +124,9 @@ class FoldJob:
     def run(self, payloads: PayloadStore) -> tuple[str, float]:
         """Return (digest of the new state, seconds)."""
         started = time.monotonic()
-        out = payloads.scratch(f"state-{self.round_id}")
-        digest = self.fold_to(payloads, out)
-        payloads.adopt(out, digest)
+        with payloads.scratch(f"state-{self.round_id}") as out:
+            digest = self.fold_to(payloads, out)
+            payloads.adopt(out, digest)
         return digest, time.monotonic() - started
 
     def fold_to(self, payloads: PayloadStore, out: Path) -> str:

@@ -84,6 +84,7 @@ def begin(
     ).inserted_primary_key
     assert inserted is not None
     round_id = int(inserted[0])
+    engine.phases[round_id] = engine.clock.monotonic()
     moment = Moment(round=max(1, number), rounds=run.rounds, seed=context.runfile.run.seed)
     for member in cohort:
         add_task(tx, run, context, member, moment, kind, attempt, round_id)
@@ -180,9 +181,9 @@ def opened(
     engine: Engine, tx: Connection, job: OpenJob, digests: dict[int, str], woken: set[str]
 ) -> None:
     """Offer a round's tasks: its broadcasts are encoded."""
-    current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).one()
-    if current.status != "opening":
-        return  # stopped meanwhile
+    current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).first()
+    if current is None or current.status != "opening":
+        return  # stopped or removed meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
     for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
         payload = digests[row.spec["plan"]["down_bits"]] if broadcast else ""
@@ -190,8 +191,8 @@ def opened(
             update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)
         )
         woken.add(row.client)
-    now = engine.clock.wall()
-    phases = {"open": now - current.opened}
+    phases = {"open": engine.elapsed(current.id, current.opened)}
+    now, engine.phases[current.id] = engine.clock.wall(), engine.clock.monotonic()
     tx.execute(
         update(rounds)
         .where(rounds.c.id == job.round_id)

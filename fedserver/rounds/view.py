@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, select
 
-from fedserver.rounds.engine import ENDED, Engine
+from fedserver.rounds.engine import ACTIVE, ENDED, Engine
 from fedserver.rounds.presence import Profile
 from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
 from motley.errors import MotleyError
@@ -18,7 +18,7 @@ def run_record(engine: Engine, run: str, *, after_round_id: int = 0) -> dict[str
     with engine.database.connect() as tx:
         row = engine.find(tx, run)
         return {
-            **_summary(tx, row),
+            **_summary(engine, tx, row),
             **_method(engine, tx, row.id),
             "finish_waiting_present": _finishing(engine, tx, row.id),
             "clients": _clients(tx, row),
@@ -32,11 +32,12 @@ def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
     try:
         context = engine.context(tx, run_id)
     except MotleyError:
-        return {"algorithm": "", "workload": "", "local_steps": 0}
+        return {"algorithm": "", "workload": "", "local_steps": 0, "keep": 0}
     return {
         "algorithm": context.algorithm.name,
         "workload": context.runfile.workload.name,
         "local_steps": context.algorithm.local_steps,
+        "keep": context.runfile.keep.rounds,
     }
 
 
@@ -44,7 +45,7 @@ def list_runs(engine: Engine) -> list[dict[str, Any]]:
     """Return a summary of every run, the newest first."""
     with engine.database.connect() as tx:
         rows = tx.execute(select(runs).order_by(runs.c.sequence.desc())).all()
-        return [_summary(tx, row) for row in rows]
+        return [_summary(engine, tx, row) for row in rows]
 
 
 def list_clients(engine: Engine) -> list[dict[str, Any]]:
@@ -64,7 +65,9 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
         {
             "name": row.name,
             "here": row.name in here,
-            "last_seen_seconds": 0.0 if row.name in here else round(now - row.last_seen, 1),
+            "last_seen_seconds": 0.0
+            if row.name in here
+            else round(max(0.0, now - row.last_seen), 1),
             "task": working.get(row.name, ""),
             "set_aside": row.set_aside if row.set_aside_until > now else "",
             "set_aside_seconds": round(max(0.0, row.set_aside_until - now), 1),
@@ -118,7 +121,7 @@ def has_ended(record: dict[str, Any]) -> bool:
     )
 
 
-def _summary(tx: Connection, row: Any) -> dict[str, Any]:
+def _summary(engine: Engine, tx: Connection, row: Any) -> dict[str, Any]:
     counts = (
         select(tasks.c.status, func.count())
         .where(tasks.c.run == row.id, tasks.c.kind == "finish")
@@ -134,7 +137,7 @@ def _summary(tx: Connection, row: Any) -> dict[str, Any]:
         "id": row.id,
         "name": row.name,
         "status": row.status,
-        "reason": row.reason,
+        "reason": (engine.trouble if row.status in ACTIVE else "") or row.reason,
         "round": row.round,
         "rounds": row.rounds,
         "state": row.state,
@@ -233,6 +236,7 @@ def _history(tx: Connection, run_id: str, after: int) -> list[dict[str, Any]]:
                 "attempt": row.attempt,
                 "status": row.status,
                 "reason": row.reason,
+                "pruned": row.pruned,
                 "state_before": row.state_before,
                 "state_after": row.state_after,
                 "opened": row.opened,

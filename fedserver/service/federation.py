@@ -116,7 +116,11 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._polls += 1
         arrival = arrival_of(request, clock.monotonic(), self._polls)
         if presence.arrive(arrival):
-            await self._database(self._engine.enrol, arrival)
+            try:
+                await self._database(self._engine.enrol, arrival)
+            except Exception:
+                presence.leave(arrival.name, arrival.session)  # not here without a record
+                raise
         reply = federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
         if request.working_on:
             reply.working_on_is_closed = not await self._database(

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from grpc import StatusCode
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.stdlib import get_logger
 
-from fedserver.errors import LimitError
+from fedserver.errors import LimitError, StorageError
+from fedserver.storage.trouble import disk_trouble
 from motley.errors import MotleyError
 
 log = get_logger()
@@ -44,6 +46,8 @@ _STATUS = {
     "expired": StatusCode.UNAVAILABLE,
     "busy": StatusCode.RESOURCE_EXHAUSTED,
     "certificates": StatusCode.RESOURCE_EXHAUSTED,
+    # The disk is full: the client tries again, and goes on where it was.
+    "storage": StatusCode.RESOURCE_EXHAUSTED,
 }
 
 RETRY_AFTER = "retry-after"
@@ -56,12 +60,21 @@ class RefusedError(Exception):
 
 @contextlib.contextmanager
 def refusals(method: str, client: str) -> Iterator[None]:
-    """Log a MotleyError and let it end the RPC with its status and `[code] message`."""
+    """Log a MotleyError and let it end the RPC with its status and `[code] message`.
+
+    So do errors of the disk, of the database's too.
+    """
     try:
         yield
     except MotleyError as error:
         log.warning("refused", method=method, client=client, code=error.code, reason=str(error))
         raise RefusedError(error) from error
+    except (OSError, SQLAlchemyError) as error:
+        reason = disk_trouble(error)
+        if not reason:
+            raise
+        log.error("disk_trouble", method=method, client=client, reason=reason)
+        raise RefusedError(StorageError(reason)) from error
 
 
 async def abort(context: Context, refusal: RefusedError) -> NoReturn:

@@ -16,7 +16,7 @@ from fedserver.service.intake import Intake, Requests
 from fedserver.service.limits import Caller, Guard
 from fedserver.service.quota import Quota
 from fedserver.service.requests import checked_metrics, checked_seconds
-from fedserver.service.transfers import FileThreads, FrameMemory, Turns
+from fedserver.service.transfers import FileThreads, FrameMemory, Turns, settled
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
 from motley.errors import UpdateError
@@ -68,6 +68,7 @@ class Uploads:
         digest, task_id = opening.payload.sha256.hex(), opening.task_id
         ticket = await self._database(self._desk.begin_upload, opening.name, task_id, digest)
         if isinstance(ticket, Receipt):
+            await self._files(self._payloads.forget_incoming, [task_id])
             duplicate = await self._database(self._desk.was_received, task_id, digest)
             await reply(_receipt(task_id, ticket, duplicate=duplicate))
             return
@@ -112,7 +113,8 @@ class Uploads:
         self._uploading[opening.task_id] = me
         try:
             async with self._turns.turn(opening.name, tell):
-                await self._receive(opening, ticket, requests, reply)
+                with self._payloads.claimed(opening.task_id):
+                    await self._receive(opening, ticket, requests, reply)
         finally:
             if self._uploading.get(opening.task_id) is me:
                 del self._uploading[opening.task_id]
@@ -124,7 +126,9 @@ class Uploads:
         requests: Requests,
         reply: Reply,
     ) -> None:
-        writer = FrameWriter(self._payloads.incoming(ticket.task_id), opening.payload.size)
+        digest, size = opening.payload.sha256.hex(), opening.payload.size
+        begin = self._payloads.begin_incoming
+        writer = FrameWriter(await self._files(begin, ticket.task_id, digest, size), size)
         received = 0
         intake = Intake(
             writer,
@@ -147,6 +151,7 @@ class Uploads:
             if not await intake.run(written):
                 return  # broken off; what came stays for the next try
             receipt = await self._settle(opening, ticket, writer, received)
+            await self._files(self._payloads.drop_incoming, ticket.task_id)
         finally:
             writer.close()
             await asyncio.shield(self._quota.save(opening.name))
@@ -159,16 +164,27 @@ class Uploads:
         writer: FrameWriter,
         received: int,
     ) -> Receipt:
-        """Hash, check and store a whole update, then put it on record."""
-        whole = await self._files(writer.finish, opening.payload.sha256)
+        """Hash, check and store a whole update, then put it on record.
+
+        What came stays until the record names it: after a crash at any step no byte comes again.
+        """
+        whole = await self._files(writer.verify, opening.payload.sha256)
         try:
             await self._check(ticket, whole)
         except UpdateError:
             whole.unlink()
             raise
         digest = opening.payload.sha256.hex()
-        await self._files(self._payloads.adopt, whole, digest)
-        return await self._accept(opening, received)
+        counts = False
+        try:
+            with self._payloads.claimed(digest):
+                await self._files(self._payloads.keep, whole, digest)
+                receipt = await settled(asyncio.ensure_future(self._accept(opening, received)))
+            counts = receipt is Receipt.ACCEPTED
+        finally:
+            if not counts:
+                self._payloads.suspect([digest])
+        return receipt
 
     async def _check(self, ticket: Ticket, whole: Path) -> None:
         try:
