@@ -21,6 +21,7 @@ from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
 from fedserver.service.callers import Callers
 from fedserver.service.control import ControlService
+from fedserver.service.decoding import RefuseUndecodable
 from fedserver.service.federation import FederationService
 from fedserver.storage.database import DatabaseThread, lock_directory, open_database
 from fedserver.storage.payloads import PayloadStore
@@ -134,7 +135,7 @@ def _allow_many_files() -> None:
 
 
 def _client_server(address: str, service: FederationService) -> tuple[grpc.aio.Server, str]:
-    server = grpc.aio.server(options=CHANNEL_OPTIONS)
+    server = grpc.aio.server(options=CHANNEL_OPTIONS, interceptors=[RefuseUndecodable()])
     federation_pb2_grpc.add_FederationServicer_to_server(service, server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

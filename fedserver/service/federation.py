@@ -221,6 +221,8 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()  # seen: nobody is left to be told of it
             raise
 
     async def _receive(

@@ -32,6 +32,10 @@ _STATUS = {
 }
 
 
+LONGEST_WORDS = 2000
+"""Characters of a refusal: more would not fit the trailers of a call, and fill the log."""
+
+
 class RefusedError(Exception):
     """Carries a MotleyError to the RPC's end with its status."""
 
@@ -42,7 +46,9 @@ def refusals(method: str, client: str) -> Iterator[None]:
     try:
         yield
     except MotleyError as error:
-        log.warning("refused", method=method, client=client, code=error.code, reason=str(error))
+        log.warning(
+            "refused", method=method, client=client[:64], code=error.code, reason=_words(error)
+        )
         raise RefusedError(error) from error
 
 
@@ -50,4 +56,10 @@ async def abort(context: Context, refusal: RefusedError) -> NoReturn:
     """End an RPC with the status that belongs to the error."""
     error = refusal.args[0]
     status = _STATUS.get(error.code, StatusCode.INTERNAL)
-    await context.abort(status, f"[{error.code}] {error}")
+    await context.abort(status, f"[{error.code}] {_words(error)}")
+
+
+def _words(error: MotleyError) -> str:
+    """Return an error's text, cut: it may quote what the caller sent, of any length."""
+    text = str(error)
+    return text if len(text) <= LONGEST_WORDS else f"{text[:LONGEST_WORDS]}..."

@@ -294,7 +294,8 @@ def test_bytes_that_are_no_update_fail_the_task_with_a_reason(
         task, broadcast = await one_client_run(rig)
         with refused(grpc.StatusCode.INVALID_ARGUMENT, message):
             await rig.upload(task, spoil(rig.update(task, broadcast)))
-        record = await rig.operator("show", "test")
+        while not (record := await rig.operator("show", "test"))["history"]:
+            await asyncio.sleep(0.01)  # the refusal is answered before the round is given up
         assert message in record["history"][0]["clients"]["c0"]["reason"]
         assert record["round"] == 0
         assert not list((rig.root / "incoming").iterdir())
