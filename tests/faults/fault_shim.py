@@ -177,7 +177,9 @@ def _half_frame(original: Any, fault: Callable[[], None], writer: Any, frame: An
         writer._stream = stream
 
 
-def _half_write(original: Any, fault: Callable[[], None], disk: Any, target: Path, data: Any) -> Any:
+def _half_write(
+    original: Any, fault: Callable[[], None], disk: Any, target: Path, data: Any
+) -> Any:
     target.with_name(target.name + ".tmp").write_bytes(data[: len(data) // 2])
     fault()
     return original(disk, target, data)

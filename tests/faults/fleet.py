@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_shim import children, stop_for
+from forge import Forge
 from tcp_proxy import Link, Proxy
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +38,8 @@ def data_of(name: str) -> str:
 class Fleet(Federation):
     """A server and its clients, each client behind a link of its own."""
 
-    def __init__(self, root: Path, names: tuple[str, ...] = NAMES) -> None:
+    def __init__(self, root: Path, names: tuple[str, ...] = NAMES, *, forked: bool = True) -> None:
+        """`forked`: start processes by forking (forge.py), else plainly."""
         super().__init__(root)
         self.names = names
         self.proxy = Proxy()
@@ -46,6 +48,15 @@ class Fleet(Federation):
         self._offsets: dict[str, int] = {}
         self._faults = root / "faults"
         self._faults.mkdir()
+        python_path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(python_path),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        self._forge = Forge(root, self._environment) if forked else None
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -53,16 +64,21 @@ class Fleet(Federation):
         module, *options = arguments
         if "--server" in options:
             options[options.index("--server") + 1] = self.link(name).address
-        python_path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
+            **self._environment,
             "FAULTS_PLAN": str(self._faults / f"{name}.json"),
             "FAULTS_LOG": str(self._faults / f"{name}.log"),
-            "PYTHONPATH": os.pathsep.join(python_path),
-            "OMP_NUM_THREADS": "1",
+            **extra,
         }
         self._last_start[name] = time.monotonic()
-        # `-m launch` and not its path: the folder of the tests comes with PYTHONPATH.
-        super()._start(name, ["launch", module, *options], **environment, **extra)
+        if self._forge is None:
+            # `-m launch` and not its path: the folder of the tests comes with PYTHONPATH.
+            super()._start(name, ["launch", module, *options], **environment)
+            return
+        environment["FAULTS_FORGE"] = str(self._forge.socket)
+        with (self.root / f"{name}.log").open("ab") as log:
+            started: Any = self._forge.start([module, *options], environment, self.root, log)
+        self.processes[name] = started
 
     def link(self, name: str) -> Link:
         """Return the network of a client."""
@@ -85,11 +101,11 @@ class Fleet(Federation):
             self.start_client(name)
 
     def keep_alive(self) -> None:
-        """Start again what died; each at most once a second and a half."""
+        """Start again what died; each at most twice a second."""
         for name, process in list(self.processes.items()):
             if process.poll() is None:
                 continue
-            if time.monotonic() - self._last_start[name] < 1.5:
+            if time.monotonic() - self._last_start[name] < 0.5:
                 continue
             del self.processes[name]
             self.restarts[name] = self.restarts.get(name, 0) + 1
@@ -121,13 +137,13 @@ class Fleet(Federation):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGCONT)
         super().close()
+        if self._forge is not None:
+            self._forge.close()
         self.proxy.close()
 
     # --- faults ------------------------------------------------------------------------------
 
-    def order(
-        self, name: str, schedule: str, faults: list[dict[str, Any]], **more: Any
-    ) -> None:
+    def order(self, name: str, schedule: str, faults: list[dict[str, Any]], **more: Any) -> None:
         """Hand a process (and its training process) its faults."""
         plan = self._faults / f"{name}.json"
         temporary = plan.with_suffix(".new")
@@ -224,10 +240,10 @@ class Fleet(Federation):
 
 
 @contextmanager
-def fleet(root: Path, names: tuple[str, ...] = NAMES) -> Iterator[Fleet]:
+def fleet(root: Path, names: tuple[str, ...] = NAMES, *, forked: bool = True) -> Iterator[Fleet]:
     """Give a fleet that is ended whatever happens."""
     root.mkdir(parents=True, exist_ok=True)
-    found = Fleet(root, names)
+    found = Fleet(root, names, forked=forked)
     try:
         yield found
     finally:

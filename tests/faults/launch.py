@@ -82,7 +82,14 @@ def _own_worker() -> None:
     runner = importlib.import_module("fedclient.runner")
     defaults = runner.WorkerRunner.__init__.__kwdefaults__
     assert defaults["command"] == runner.WORKER_COMMAND, "the daemon starts its worker elsewise now"
-    defaults["command"] = (sys.executable, __file__, "fedclient.worker")
+    forge = os.environ.get("FAULTS_FORGE")
+    if not forge:
+        defaults["command"] = (sys.executable, __file__, "fedclient.worker")
+        return
+    stub = str(Path(__file__).with_name("forge_stub.py"))
+    forked = (sys.executable, "-I", "-S", stub, forge)
+    defaults["command"] = (*forked, "fedclient.worker")
+    importlib.import_module("fedclient.device").PROFILE_COMMAND = (*forked, "fedclient.profile")
 
 
 if __name__ == "__main__":

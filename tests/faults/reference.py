@@ -224,7 +224,7 @@ class Reference:
     @property
     def _sends_differences(self) -> bool:
         wire = self._context.runfile.wire
-        return FULL_PRECISION != wire.up_bits or FULL_PRECISION != wire.down_bits
+        return {wire.up_bits, wire.down_bits} != {FULL_PRECISION}
 
     def _store(self, tensors: Mapping[str, Any]) -> str:
         table = self._context.global_table

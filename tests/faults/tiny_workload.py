@@ -34,9 +34,7 @@ class Tiny(Workload):
         inputs = centres[targets] + rng.normal(scale=1.5, size=(count, FEATURES))
         inputs = inputs.astype(np.float32)
         cut = count - 20
-        return LocalData(
-            Split(inputs[:cut], targets[:cut]), Split(inputs[cut:], targets[cut:])
-        )
+        return LocalData(Split(inputs[:cut], targets[:cut]), Split(inputs[cut:], targets[cut:]))
 
 
 def _mlp(hidden: int) -> nn.Module:

@@ -53,9 +53,9 @@ def judge(bench: Bench, plan: Schedule, run_id: str) -> Verdict:
     participants = [_counted(entry) for entry in closed]
     expected = bench.reference(plan.algorithm).run(participants)
     _check_reference(verdict, expected, closed)
-    if plan.algorithm in bench.calm and not plan.over_select:
-        if verdict.state != bench.calm[plan.algorithm]:
-            verdict.problems.append("another final model than the calm run's")
+    calm = verdict.state if plan.over_select else bench.calm.get(plan.algorithm, verdict.state)
+    if verdict.state != calm:
+        verdict.problems.append("another final model than the calm run's")
     _check_receipts(verdict, world, record, rounds)
     _settled(verdict, world)
     _check_disks(verdict, world, record, closed, expected)
@@ -100,9 +100,7 @@ def _check_replay(
         verdict.problems.append(f"replay: {len(replayed)} of {len(closed)} rounds, bad: {bad}")
 
 
-def _check_reference(
-    verdict: Verdict, expected: Expected, closed: list[dict[str, Any]]
-) -> None:
+def _check_reference(verdict: Verdict, expected: Expected, closed: list[dict[str, Any]]) -> None:
     for entry, state, updates in zip(closed, expected.states, expected.updates, strict=True):
         found = {n: entry["clients"][n]["update"] for n in updates}
         wrong = sorted(n for n in updates if found[n] != updates[n])
