@@ -19,6 +19,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,17 @@ def run_all(seeds: list[int], root: Path) -> list[Report]:
     return reports
 
 
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """Give a folder, in memory where that exists.
+
+    Processes die here, not the machine, and syncing to a disk would cost the most time.
+    """
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="faults-", dir=memory) as folder:
+        yield Path(folder)
+
+
 def summary(reports: list[Report], seconds: float) -> dict[str, Any]:
     """Return the figures of a whole bench."""
     bad = [r.schedule.seed for r in reports if r.verdict.problems]
@@ -266,10 +279,8 @@ def main() -> int:
         flush=True,
     )
     started = time.monotonic()
-    # In memory where that exists: processes die here, not the machine, and fsync costs the most.
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(prefix="faults-", dir=memory) as temporary:
-        reports = run_all(seeds, options.keep or Path(temporary))
+    with in_memory() as temporary:
+        reports = run_all(seeds, options.keep or temporary)
     figures = summary(reports, time.monotonic() - started)
     table = coverage([f for r in reports for f in r.fired])
     print_coverage(table)

@@ -34,6 +34,7 @@ from motley.wire.stubs import federation_pb2  # noqa: E402
 OUT = HERE / "out"
 THREADS = 4
 GROWTH = 1.10
+CALM_ROUNDS = 10
 RUN = """
 [run]
 name = "{name}"
@@ -156,8 +157,8 @@ def attack(root: Path, *, inputs: int, seed: int, rounds: int) -> Outcome:
     with fleet(root, ("c0", "c1"), forked=False) as world:
         world.start()
         hold = Sender(world.address)
-        calm = _timed_run(world, hold, "calm", 20)
-        warm = _timed_run(world, hold, "calm2", 20)
+        calm = _timed_run(world, hold, "calm", CALM_ROUNDS)
+        warm = _timed_run(world, hold, "calm2", CALM_ROUNDS)
         attack = Attack(world, seed, inputs)
         text = RUN.format(name="attacked", rounds=rounds)
         run_id = world.submit_surely(text, "attacked")
@@ -167,7 +168,7 @@ def attack(root: Path, *, inputs: int, seed: int, rounds: int) -> Outcome:
         outcome = attack.outcome
         outcome.rounds_beside = _round(world, run_id) - begun[0]
         outcome.attacked_seconds = (time.monotonic() - begun[1]) / max(1, outcome.rounds_beside)
-        outcome.calm_seconds = min(calm, warm) / 20
+        outcome.calm_seconds = min(calm, warm) / CALM_ROUNDS
         outcome.traces = _traces(world.log("server"))
         assert world.processes["server"].poll() is None, "the server died"
         record = world.record(run_id)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import operator
-from pathlib import Path
 
 import pytest
-from chaos import run_all
+from chaos import in_memory, run_all
 from fault_points import POINTS
 from schedules import schedule, systematic_count
 
@@ -17,8 +16,9 @@ SEEDS = [8, 9, 52]
 
 @pytest.mark.processes
 @pytest.mark.timeout(600)
-def test_disturbed_runs_end_in_the_models_of_calm_ones(tmp_path: Path) -> None:
-    reports = run_all(SEEDS, tmp_path)
+def test_disturbed_runs_end_in_the_models_of_calm_ones() -> None:
+    with in_memory() as folder:
+        reports = run_all(SEEDS, folder)
     assert {r.schedule.seed: r.verdict.problems for r in reports} == {s: [] for s in SEEDS}
     assert all(r.verdict.acknowledged >= 32 for r in reports)
     assert sum(len(r.fired) for r in reports) >= 6, "faults did take place"
