@@ -54,6 +54,10 @@ RETRY_AFTER = "retry-after"
 """Trailing metadata: seconds after which a call that was turned away may come again."""
 
 
+LONGEST_WORDS = 2000
+"""Characters of a refusal: more would not fit the trailers of a call, and fill the log."""
+
+
 class RefusedError(Exception):
     """Carries a MotleyError to the RPC's end with its status."""
 
@@ -67,7 +71,9 @@ def refusals(method: str, client: str) -> Iterator[None]:
     try:
         yield
     except MotleyError as error:
-        log.warning("refused", method=method, client=client, code=error.code, reason=str(error))
+        log.warning(
+            "refused", method=method, client=client[:64], code=error.code, reason=_words(error)
+        )
         raise RefusedError(error) from error
     except (OSError, SQLAlchemyError) as error:
         reason = disk_trouble(error)
@@ -88,4 +94,10 @@ async def abort_with(context: Context, error: MotleyError) -> NoReturn:
     metadata: tuple[tuple[str, str], ...] = ()
     if isinstance(error, LimitError):
         metadata = ((RETRY_AFTER, f"{error.retry_after:.3f}"),)
-    await context.abort(status, f"[{error.code}] {error}", metadata)
+    await context.abort(status, f"[{error.code}] {_words(error)}", metadata)
+
+
+def _words(error: MotleyError) -> str:
+    """Return an error's text, cut: it may quote what the caller sent, of any length."""
+    text = str(error)
+    return text if len(text) <= LONGEST_WORDS else f"{text[:LONGEST_WORDS]}..."
