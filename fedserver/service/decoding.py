@@ -24,7 +24,10 @@ class _Undecodable:
 
 
 class RefuseUndecodable(grpc.aio.ServerInterceptor):
-    """Ends an RPC with INVALID_ARGUMENT when a message of it cannot be decoded."""
+    """Ends an RPC with INVALID_ARGUMENT when a message of it cannot be decoded.
+
+    For handlers that are coroutines; those with many replies write them to the context.
+    """
 
     async def intercept_service(
         self,
@@ -38,9 +41,9 @@ class RefuseUndecodable(grpc.aio.ServerInterceptor):
         method = handler_call_details.method.rpartition("/")[2]
         guarded = {"request_deserializer": _reader(handler.request_deserializer, method)}
         if handler.unary_unary:
-            guarded["unary_unary"] = _one_reply(handler.unary_unary, method)
+            guarded["unary_unary"] = _one_request(handler.unary_unary, method)
         elif handler.unary_stream:
-            guarded["unary_stream"] = _many_replies(handler.unary_stream, method)
+            guarded["unary_stream"] = _one_request(handler.unary_stream, method)
         elif handler.stream_stream:
             guarded["stream_stream"] = _stream(handler.stream_stream)
         return handler._replace(**guarded)
@@ -69,21 +72,11 @@ async def _refuse(request: _Undecodable, method: str, context: Any) -> None:
         await abort(context, refusal)
 
 
-def _one_reply(serve: Any, method: str) -> Any:
+def _one_request(serve: Any, method: str) -> Any:
     async def guarded(request: Any, context: Any) -> Any:
         if isinstance(request, _Undecodable):
             await _refuse(request, method, context)
         return await serve(request, context)
-
-    return guarded
-
-
-def _many_replies(serve: Any, method: str) -> Any:
-    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-        if isinstance(request, _Undecodable):
-            await _refuse(request, method, context)
-        async for reply in serve(request, context):
-            yield reply
 
     return guarded
 
@@ -95,8 +88,7 @@ def _stream(serve: Any) -> Any:
                 raise request.error  # inside the service, which refuses it
             yield request
 
-    async def guarded(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        async for reply in serve(checked(requests), context):
-            yield reply
+    async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
+        await serve(checked(requests), context)
 
     return guarded

@@ -12,15 +12,15 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from fedclient.connection import open_channel
+from fedclient.channel import open_channel
 from fedclient.outbox import Outbox, Update, UpdateMeta
 from fedclient.transfer.peer import Patience, Peer
 from fedclient.transfer.speed import LinkRecord
+from fedserver.listeners import CHANNEL_OPTIONS
 from fedserver.rounds.clock import Clock
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
 from fedserver.rounds.tasks import Arrived, Receipt, Ticket
-from fedserver.serve import CHANNEL_OPTIONS
 from fedserver.service.callers import Callers
 from fedserver.service.federation import FederationService
 from fedserver.service.limits import Limits
