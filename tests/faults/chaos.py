@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -270,6 +271,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="*", help="these seeds alone")
     parser.add_argument("--keep", type=Path, help="folder for logs and data, kept afterwards")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(124))  # ends its processes too
     numbers = range(options.first, options.first + options.schedules)
     seeds = options.only or [options.seed * SPAN + n for n in numbers]
     print(

@@ -147,6 +147,7 @@ class _Smithy:
         while True:
             for key, _ in watch.select():
                 if key.fd == sys.stdin.fileno():
+                    self._end_children()
                     return lambda: None
                 if key.fd == self._wake_read:
                     os.read(self._wake_read, 4096)
@@ -154,6 +155,12 @@ class _Smithy:
                 elif (work := self._fork()) is not None:
                     watch.close()
                     return work
+
+    def _end_children(self) -> None:
+        """Leave nothing behind when the bench was killed."""
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _bury(self) -> None:
         while True:

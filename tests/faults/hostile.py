@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -27,7 +28,8 @@ sys.path[:0] = [str(HERE.parents[1] / "core"), str(HERE.parents[1]), str(HERE)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fleet import Fleet, fleet  # noqa: E402
-from hostile_inputs import Input, Sender, endless  # noqa: E402
+from hostile_inputs import Input, endless  # noqa: E402
+from hostile_sender import Sender  # noqa: E402
 
 from motley.wire.stubs import federation_pb2  # noqa: E402
 
@@ -241,6 +243,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(124))  # ends its processes too
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         outcome = attack(
             options.keep or Path(folder), inputs=options.inputs, seed=options.seed, rounds=100_000

@@ -105,6 +105,7 @@ def test_a_server_that_restarts_with_a_round_open_closes_it(tmp_path: Path) -> N
         assert ended < 60
 
 
+@LONG
 @pytest.mark.parametrize("who", ["server", "c0"])
 def test_a_process_that_was_suspended_for_a_moment_goes_on(tmp_path: Path, who: str) -> None:
     suspended(tmp_path, who, 3.0)
@@ -275,6 +276,7 @@ def disturb(link: str, kind: str) -> bool:
     return ip("tc", "qdisc", "add", "dev", link, "root", *queues[kind])
 
 
+@LONG
 @pytest.mark.parametrize("kind", ["netem", "tbf", "down"])
 def test_a_real_link_that_is_bad_changes_nothing(tmp_path: Path, kind: str) -> None:
     with namespace(), fleet(tmp_path, PAIR) as world:
