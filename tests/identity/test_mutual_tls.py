@@ -300,7 +300,7 @@ def test_shutting_out_ends_an_open_download(tmp_path: Path, monkeypatch: Any) ->
     scenario(body, tmp_path)
 
 
-def many_frames(path: Path, offset: int = 0) -> Any:
+def many_frames(path: Path, offset: int, size: int) -> Any:
     from motley.wire import Frame
 
     data = b"x" * 65536
