@@ -15,6 +15,7 @@ from transfer_rig import MIB, TransferRig, until
 from fedclient.transfer.download import download
 from fedclient.transfer.speed import CUT_FRAME, FULL_FRAME, LEAST_FRAME, LinkRecord
 from fedclient.transfer.upload import upload
+from motley.wire import file_sha256, partial_path
 from motley.wire.stubs import common_pb2, federation_pb2
 
 CALLS = 64 * 1024
@@ -101,7 +102,7 @@ def test_a_download_cut_again_and_again_loses_little(tmp_path: Path) -> None:
 def test_every_frame_is_acknowledged_once_it_is_written(tmp_path: Path) -> None:
     async def main() -> None:
         rig = TransferRig(tmp_path, 1)
-        partial = rig.store.incoming("task-1").with_suffix(".part")
+        partial = partial_path(rig.store.incoming("task-1", file_sha256(rig.payload).hex()))
         data = rig.payload.read_bytes()
         async with rig.serving() as address, rig.client(address) as (peer, _):
             call = peer.stub.Upload()
@@ -131,7 +132,7 @@ def test_a_message_longer_than_a_frame_is_not_even_read(tmp_path: Path) -> None:
             await call.read()
             await call.write(frame(rig.payload.read_bytes(), 0, 2 * MIB))
             assert await call.code() is not grpc.StatusCode.OK
-            partial = rig.store.incoming("task-1").with_suffix(".part")
+            partial = partial_path(rig.store.incoming("task-1", file_sha256(rig.payload).hex()))
             assert partial.stat().st_size == 0
 
     asyncio.run(main())
