@@ -73,7 +73,8 @@ def init(
     print(f"authority   {record['folder']}  (keep a copy of this folder, and keep it secret)")
     print(f"address     {record['address']}  (as devices are told; another: --address)")
     print_join(record)
-    print("\nthen start the server: fedserver serve")
+    given = f" --data {data}" if data else ""
+    print(f"\nthen start the server: fedserver serve{given}")
 
 
 @tokens.command("create")

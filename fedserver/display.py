@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,14 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+PIPED_WIDTH = 160
+"""Columns where no terminal says how many there are: a pipe, a file."""
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
 def print_runs(records: list[dict[str, Any]]) -> None:
     """Print a table of runs."""
     if not records:
@@ -34,7 +43,7 @@ def print_runs(records: list[dict[str, Any]]) -> None:
         done = f"{r['round']}/{r['rounds']}"
         amounts = (size(r["bytes_down"]), size(r["bytes_up"]))
         table.add_row(r["id"], r["name"], r["status"], done, *amounts, r["reason"])
-    Console().print(table)
+    _console().print(table)
 
 
 def print_clients(records: list[dict[str, Any]]) -> None:
@@ -59,7 +68,7 @@ def print_clients(records: list[dict[str, Any]]) -> None:
             r["task"] or "-",
             _certificate(r),
         )
-    Console().print(table)
+    _console().print(table)
 
 
 def _ago(seconds: float | None) -> str:
@@ -88,7 +97,7 @@ def print_tokens(records: list[dict[str, Any]]) -> None:
     for r in records:
         left = f"{r['uses_left']} of {r['uses']}"
         table.add_row(r["id"], r["state"], left, moment(r["expires"]), r["client"] or "any")
-    Console().print(table)
+    _console().print(table)
 
 
 def print_operators(records: list[dict[str, Any]]) -> None:
@@ -99,7 +108,7 @@ def print_operators(records: list[dict[str, Any]]) -> None:
     table = Table("name", "certificate until (UTC)")
     for r in records:
         table.add_row(r["name"], moment(r["not_after"]))
-    Console().print(table)
+    _console().print(table)
 
 
 def print_join(record: dict[str, Any]) -> None:
@@ -111,14 +120,14 @@ def print_join(record: dict[str, Any]) -> None:
     table.add_row("devices", str(record["uses"]))
     table.add_row("until", f"{moment(record['expires'])} UTC")
     table.add_row("join port", record["server"])
-    Console().print(table)
+    _console().print(table)
     print("\non each device:\n")
     print(f"  {record['join']}")
 
 
 def print_run(record: dict[str, Any]) -> None:
     """Print a run with its rounds and clients."""
-    console = Console()
+    console = _console()
     console.print(_head(record))
     console.print(client_table(record))
     table = Table("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
@@ -159,7 +168,7 @@ def client_table(record: dict[str, Any]) -> Table:
 
 def follow(records: Iterable[dict[str, Any]]) -> str:
     """Show a run live until its records end; return its last status."""
-    console = Console()
+    console = _console()
     status, shown = "", False
     if not console.is_terminal:
         reason = ""
