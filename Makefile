@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUBS := .venv-stubs
 SEED ?= 0
+FAULTS ?= 100
+HOSTILE ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench stubs stubs-check format clean
+.PHONY: help demo test faults check bench stubs stubs-check format clean
 
 help:
 	@echo "make demo [SEED=1]  one server and six clients on this machine train together"
 	@echo "make test           the tests"
+	@echo "make faults [FAULTS=100 SEED=0]  the fault bench: half an hour on two cores"
 	@echo "make check          lint, format, types, freshness of generated stubs"
 	@echo "make bench          the benchmarks; results in benchmarks/out"
 	@echo "make stubs          generate the protobuf stubs again"
@@ -41,13 +44,20 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	@$(BIN)/python -m pytest
 
+# The time limits bound the whole: 45 minutes of schedules, 10 of hostile inputs, 15 of the rest.
+faults: $(VENV)/.installed
+	@echo "the fault bench: about half an hour on two cores, 70 minutes at most"
+	@timeout 2700 $(BIN)/python tests/faults/chaos.py --schedules $(FAULTS) --seed $(SEED)
+	@timeout 600 $(BIN)/python tests/faults/hostile.py --inputs $(HOSTILE) --seed $(SEED)
+	@FAULTS_LONG=1 timeout 900 $(BIN)/python -m pytest -rs tests/faults/test_disturbances.py
+
 check: $(VENV)/.installed stubs-check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	@for name in core quped_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in core quped_step cuts; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 stubs: $(STUBS)/.installed
 	@$(STUBS)/bin/python proto/generate.py

@@ -1,4 +1,4 @@
-"""The command line: `fedclient start | profile | models`."""
+"""The command line: `fedclient join | start | profile | models`."""
 
 from __future__ import annotations
 
@@ -58,10 +58,44 @@ def version(
 
 
 @app.command()
+def join(
+    token: Annotated[str, typer.Argument(help="The word that the server's operator gave you.")],
+    name: Annotated[
+        str, typer.Option(help="This client's name; default: that of this machine.")
+    ] = "",
+    state: Annotated[Path | None, typer.Option(help="State directory.")] = None,
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Join port; default: the token's.")
+    ] = "",
+) -> None:
+    """Become a client of a server: make a key on this device, and get a certificate for it."""
+    from fedclient.identity.join import host_name
+    from fedclient.identity.join import join as join_server
+    from fedclient.identity.store import IdentityStore
+    from fedclient.state import StateDirectory
+    from motley.identity.tokens import parse_token
+
+    parsed, name = parse_token(token), check_name(name or host_name())
+    root = state or clients_directory() / name
+    directory = StateDirectory(root)
+    directory.open(name)
+    try:
+        found = join_server(parsed, name, IdentityStore(root), server and check_server(server))
+    finally:
+        directory.close()
+    option = f" --state {root}" if state else ""
+    typer.echo(f"{name} has joined; its certificate and key are in {root / 'identity'}")
+    typer.echo(f"server {found.server}; now: fedclient start --name {name}{option} --data ...")
+
+
+@app.command()
 def start(
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's client port.")],
     name: Annotated[str, typer.Option(help="This client's name, unique at the server.")],
     data: Annotated[str, typer.Option(help="Where the data lies: LOCATION[?option=value&...].")],
+    server: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="The server's client port; default: as joined."),
+    ] = "",
     workload: Workloads = None,
     state: Annotated[Path | None, typer.Option(help="State directory.")] = None,
     tier: Annotated[str, typer.Option(help="Tier of the run file; else its rules decide.")] = "",
@@ -78,22 +112,19 @@ def start(
     ] = 10.0,
 ) -> None:
     """Take part in the runs of a server until stopped."""
-    if not insecure:
-        raise OptionError(
-            "certificates are not supported yet: start with --insecure, and only in a network "
-            "that you trust"
-        )
+    root = state or clients_directory() / check_name(name)
     options = ClientOptions(
-        server=check_server(server),
+        server=_server(server, name, root, insecure),
         name=check_name(name),
         data=_checked_data(data),
-        state=state or clients_directory() / name,
+        state=root,
         workloads=_mappings(workload),
         tier=tier,
         labels=parse_labels(label or []),
         threads=threads,
         memory_limit=check_memory_limit(memory_limit),
         device=device,
+        insecure=insecure,
         idle_seconds=idle_minutes * 60,
     )
     configure(log_format)
@@ -154,6 +185,25 @@ def main() -> None:
     except OSError as error:
         print(f"fedclient: {error}", file=sys.stderr)
         sys.exit(EXIT_LOCAL)
+
+
+def _server(given: str, name: str, state: Path, insecure: bool) -> str:
+    """Return the server's address: as given, else as this device was told when it joined."""
+    if insecure:
+        if not given:
+            raise OptionError("--insecure needs --server HOST:PORT: nothing is known from joining")
+        return check_server(given)
+    if not (state / "identity" / "client.pem").exists():
+        raise OptionError(
+            f"this device has not joined yet ({state} holds no certificate): first `fedclient join "
+            f"TOKEN --name {name}` with the token that the operator gave you. Or say --insecure "
+            f"--server HOST:PORT to go without certificates, in a network that you trust"
+        )
+    if given:
+        return check_server(given)
+    from fedclient.identity.store import IdentityStore
+
+    return check_server(IdentityStore(state).load(name).server)
 
 
 def _checked_data(text: str) -> str:

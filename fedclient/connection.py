@@ -8,7 +8,7 @@ from structlog.stdlib import get_logger
 
 from fedclient.device import Device
 from fedclient.errors import RefusedError
-from fedclient.transfer.peer import FINAL, Peer
+from fedclient.transfer.peer import FINAL, Peer, pause
 from fedclient.transfer.speed import LinkRecord
 from motley import __version__
 from motley.algorithms import registry
@@ -20,23 +20,7 @@ log = get_logger()
 
 PROTOCOL = 1
 GOODBYE_SECONDS = 1.0
-CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 250),
-    ("grpc.min_reconnect_backoff_ms", 250),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
-"""Pings every 20 s keep home routers from forgetting the connection during long training."""
-
 _REFUSED = FINAL | {StatusCode.ALREADY_EXISTS}
-
-
-def open_channel(server: str) -> grpc.aio.Channel:
-    """Return a channel without TLS; it connects, and connects again, by itself."""
-    return grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
 
 
 def algorithm_versions() -> dict[str, int]:
@@ -106,7 +90,7 @@ class Connection:
                 if error.code() in FINAL:
                     log.warning("report_refused", task=task_id, reason=error.details())
                     return False
-                wait = backoff.next()
+                wait = pause(error, backoff)
                 log.info("report_interrupted", task=task_id, reason=error.code().name)
                 await self._peer.sleep(wait)
             else:

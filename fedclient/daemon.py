@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import random
 import signal
+import time
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from structlog.stdlib import get_logger
 
 from fedclient.backoff import Backoff
-from fedclient.connection import Connection, open_channel
+from fedclient.channel import RenewableChannel, open_channel
+from fedclient.connection import Connection
 from fedclient.desk import Assignment, Desk, Phase, send
 from fedclient.device import Device, training_threads
 from fedclient.options import ClientOptions
@@ -20,10 +24,13 @@ from fedclient.outbox import Outbox
 from fedclient.protocol import Setup
 from fedclient.runner import WorkerRunner
 from fedclient.state import StateDirectory
-from fedclient.transfer.peer import Patience, Peer
+from fedclient.transfer.peer import Patience, Peer, pause
 from fedclient.transfer.speed import LinkRecord
 from motley.wire.stubs import common_pb2, federation_pb2
 from motley.wire.stubs.federation_pb2_grpc import FederationStub
+
+if TYPE_CHECKING:
+    from fedclient.identity.renewal import Renewal
 
 log = get_logger()
 
@@ -74,7 +81,7 @@ class Daemon:
             try:
                 reply = await self.desk.connection.check_in(working_on)
             except grpc.aio.AioRpcError as error:
-                wait = backoff.next()
+                wait = pause(error, backoff)
                 log.warning(
                     "server_unreachable",
                     server=self.desk.options.server,
@@ -133,6 +140,7 @@ async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
 
     Raises:
         RefusedError: the server will not have this client.
+        CertificateError: this device has no certificate that counts.
         StateDirectoryError: the state directory cannot be used.
         ProfileError: the device could not be measured.
     """
@@ -152,23 +160,70 @@ async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
 
 
 async def _serve(options: ClientOptions, state: StateDirectory, pace: Pace) -> None:
+    if options.insecure:
+        await _work(options, state, pace, open_channel(options.server))
+        return
+    channel, renewal = _certified(options, state)
+    # From the first moment on: measuring a small device can take longer than what is left.
+    await _until_one_fails([_work(options, state, pace, channel), renewal.run()])
+
+
+async def _work(
+    options: ClientOptions,
+    state: StateDirectory,
+    pace: Pace,
+    channel: grpc.aio.Channel | RenewableChannel,
+) -> None:
     device = Device(options, state.root / "profile.json", disk=state.disk)
-    await device.load()
-    channel = open_channel(options.server)
-    desk = make_desk(options, state, device, channel)
-    log.info("client_started", client=options.name, server=options.server, state=str(state.root))
     try:
-        await Daemon(desk, pace).run()
+        await device.load()
+        desk = make_desk(options, state, device, channel)
+        told = {"client": options.name, "server": options.server, "state": str(state.root)}
+        log.info("client_started", **told)
+        try:
+            await Daemon(desk, pace).run()
+        finally:
+            await asyncio.gather(desk.runner.stop(), desk.connection.goodbye())
     finally:
-        await asyncio.gather(desk.runner.stop(), desk.connection.goodbye())
         await channel.close()
+
+
+def _certified(options: ClientOptions, state: StateDirectory) -> tuple[RenewableChannel, Renewal]:
+    """Return a channel with this device's certificate, and what keeps that fresh.
+
+    Raises:
+        CertificateError: there is none that counts.
+    """
+    from fedclient.channel import open_secure_channel
+    from fedclient.identity.renewal import Renewal
+    from fedclient.identity.store import IdentityStore
+
+    store = IdentityStore(state.root)
+    identity = store.load(options.name)
+    identity.check(time.time())
+    channel = RenewableChannel(open_secure_channel(options.server, identity))
+    peer = Peer(stub=FederationStub(channel), name=options.name, session=state.session)
+    return channel, Renewal(peer, store, channel, identity, options.server)
+
+
+async def _until_one_fails(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run endless jobs beside each other; raise what ends the first of them."""
+    running = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for job in done:
+            job.result()
+    finally:
+        for job in running:
+            job.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def make_desk(
     options: ClientOptions,
     state: StateDirectory,
     device: Device,
-    channel: grpc.aio.Channel,
+    channel: grpc.aio.Channel | RenewableChannel,
     *,
     rng: random.Random | None = None,
     patience: Patience | None = None,

@@ -44,8 +44,12 @@ class Disk:
     def write(self, target: Path, content: bytes) -> None:
         """Write a small file so that it is there as a whole or as it was before."""
         temporary = target.with_name(target.name + TEMPORARY)
-        temporary.write_bytes(content)
-        self.publish(temporary, target)
+        try:
+            temporary.write_bytes(content)
+            self.publish(temporary, target)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # on a full disk half a file is in the way
+            raise
 
     def make_directory(self, path: Path) -> Path:
         """Create a directory with its parents, readable by the owner alone; return it.

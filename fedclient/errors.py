@@ -9,6 +9,7 @@ from motley.errors import MotleyError
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
 EXIT_LOCAL = 4
+EXIT_CERTIFICATE = 5
 
 
 class ClientError(MotleyError):
@@ -25,10 +26,30 @@ class OptionError(ClientError):
 
 
 class RefusedError(ClientError):
-    """The server refuses this client: its name is in use, or the versions do not fit."""
+    """The server refuses this client: shut out, name in use, versions that do not fit."""
 
     code = "refused"
     exit_status = EXIT_REFUSED
+
+
+class CertificateError(ClientError):
+    """This device has no certificate that counts: not joined, run out, or the clock is wrong."""
+
+    code = "certificate"
+    exit_status = EXIT_CERTIFICATE
+
+
+class JoinError(ClientError):
+    """The server that answers is not the one that made the join token."""
+
+    code = "join"
+    exit_status = EXIT_CERTIFICATE
+
+
+class UnreachableError(ClientError):
+    """Nobody answers on the join port."""
+
+    code = "unreachable"
 
 
 class StateDirectoryError(ClientError):

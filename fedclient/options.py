@@ -39,6 +39,8 @@ class ClientOptions:
     memory_limit: int = 0
     """Bytes of data the training process may hold; 0 for no limit."""
     device: str = "cpu"
+    insecure: bool = False
+    """Whether to connect without TLS and certificates."""
     idle_seconds: float = 600.0
     """Idle time after which the training process is ended."""
 

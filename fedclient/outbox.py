@@ -65,12 +65,16 @@ class Outbox:
         return Update(meta, folder / "update.payload")
 
     def find(self, task_id: str) -> Update | None:
-        """Return a task's update when it is complete."""
+        """Return a task's update when it is complete.
+
+        Raises:
+            OSError: the disk does not tell; the update stays.
+        """
         folder = self._folder(task_id)
         try:
             meta = UpdateMeta.model_validate_json((folder / "meta.json").read_bytes())
-        except (OSError, ValidationError):
-            return None
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            return None  # any other error is the disk's: the update may be whole
         payload = folder / "update.payload"
         if meta.task_id != task_id or not payload.exists() or payload.stat().st_size != meta.size:
             return None

@@ -7,6 +7,7 @@ downloads/HEX[.part]        broadcasts by SHA-256, whole or still arriving
 outbox/TASK/                an unacknowledged update: update.payload; meta.json, the commit point
 runs/RUN/                   personal states: counted-TASK.payload and pending-TASK.payload
 models/NAME-RUN.motley      finished models, each with its metrics in NAME-RUN.json
+identity/                   key, certificate, authority (identity/store.py); not for others' eyes
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class StateDirectory:
         """Refuse somebody else's directory before anything is written or removed in it."""
         if not self.root.is_dir() or (self.root / "session").exists():
             return
-        foreign = {entry.name for entry in self.root.iterdir()} - {*_FOLDERS, "lock", "session.tmp"}
+        foreign = {entry.name for entry in self.root.iterdir()} - {
+            *(*_FOLDERS, "identity", "lock", "session.tmp")
+        }
         if foreign:
             raise StateDirectoryError(
                 f"{self.root} holds {min(foreign)!r} and no client's state; "
@@ -97,7 +100,11 @@ class StateDirectory:
 
     def _remove_leftovers(self) -> None:
         """Remove files whose writing was cut short."""
-        for pattern in (f"*.json{TEMPORARY}", "runs/*/.pending-*.payload.*", "models/.*.motley.*"):
+        patterns = (
+            *(f"*.json{TEMPORARY}", "runs/*/.pending-*.payload.*", "models/.*.motley.*"),
+            *("identity/.client.pem.*", "identity/.joining.key.*"),
+        )
+        for pattern in patterns:
             for leftover in self.root.glob(pattern):
                 self.disk.remove(leftover)
 

@@ -7,6 +7,7 @@ outlives its daemon. torch is imported after the memory limit stands.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from pydantic import ValidationError
 
+from fedclient.errors import StorageError
 from fedclient.memory import is_out_of_memory, out_of_memory_text, peak_bytes, set_data_limit
 from fedclient.personal import PersonalFiles
 from fedclient.pipes import claim_standard_streams
@@ -37,6 +39,9 @@ PROGRESS_SECONDS = 0.5
 
 PERMANENT = frozenset({"workload", "lost_state", "plan", "data", "table_mismatch"})
 """Codes of failures that the next task of the run would meet again."""
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+"""The device's disk took no more: the next task may find room."""
 
 _ExecutorKey = tuple[str, tuple[tuple[str, Scalar], ...]]
 
@@ -116,6 +121,8 @@ def failure(error: Exception, memory_limit: int, *, may_restart: bool) -> Failed
     peak = peak_bytes()
     if isinstance(error, MotleyError):
         code, message = error.code, str(error)
+    elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        code, message = StorageError.code, f"the device's storage failed: {error}"
     elif is_out_of_memory(error):
         code, message = "out_of_memory", out_of_memory_text(memory_limit, peak)
     elif isinstance(error, ValidationError):

@@ -7,13 +7,20 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from fedserver import cli_identity
+from fedserver.cli_options import DataOption, JsonOption, default_data, steers
 from motley import __version__
 from motley.errors import MotleyError, RunFileError
 from motley.logs import LogFormat, configure
+
+if TYPE_CHECKING:
+    from fedserver.client import Operator
+else:
+    Operator = Any  # typer reads annotations at run time
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,67 +29,115 @@ app = typer.Typer(
     help="Federated training across devices that are all different: the server.",
 )
 
+app.command("init")(cli_identity.init)
+app.add_typer(cli_identity.clients, name="clients")
+app.add_typer(cli_identity.tokens, name="tokens")
+app.add_typer(cli_identity.operators, name="operators")
 
-def _default_data() -> Path:
-    share = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(os.environ.get("MOTLEY_DATA") or Path(share).expanduser() / "motley")
-
-
-DataOption = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads annotations of Python 3.10 at run time
-    typer.Option("--data", help="Data directory of the server. [env: MOTLEY_DATA]"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 RunArgument = Annotated[str, typer.Argument(help="Id, start of an id, or name of a run.")]
-
-
-def _operator(data: Path | None) -> Any:
-    from fedserver.client import Operator
-
-    return Operator(data or _default_data())
 
 
 @app.command()
 def serve(
     data: DataOption = None,
-    listen: Annotated[str, typer.Option(help="HOST:PORT for clients.")] = "127.0.0.1:9400",
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="For clients. Default: 0.0.0.0:9400, with --insecure 127.0.0.1:9400.",
+        ),
+    ] = "",
+    join_listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", help="For devices that join. Default: the port after --listen."
+        ),
+    ] = "",
+    no_join: Annotated[bool, typer.Option("--no-join", help="Let no device join.")] = False,
+    control_listen: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="For operators on other machines; default: none."),
+    ] = "",
     workload: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="NAME=module:object; may be given more than once."),
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="Plain text: demanded for now.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plain text, without certificates.")
+    ] = False,
     insecure_anywhere: Annotated[
-        bool, typer.Option(help="Plain text also on addresses that others can reach.")
+        bool,
+        typer.Option(
+            "--insecure-anywhere", help="Plain text also on addresses that others can reach."
+        ),
     ] = False,
     log_format: Annotated[
         LogFormat, typer.Option(help="For people or for machines.")
     ] = LogFormat.CONSOLE,
+    transfers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Transfers at the same time; others wait. Default: 16.", min=1),
+    ] = None,
+    limits: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="TOML file with what one client may ask for: docs/operations.md."),
+    ] = None,
+    reserve: Annotated[
+        int, typer.Option(help="MiB of the disk that are to stay free.", min=0)
+    ] = 64,
     ready_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Written with the address once the server listens."),
     ] = None,
 ) -> None:
     """Run the server until it is told to stop."""
-    from fedserver.serve import check_address
+    from fedserver.listeners import Ports, check_address, next_port
     from fedserver.serve import serve as run_server
+    from fedserver.service.limits import read_limits
     from motley.plugins import check, parse_mappings
 
     configure(log_format)
-    if not (insecure or insecure_anywhere):
-        raise MotleyError(
-            "certificates do not exist yet, so traffic is plain text: say --insecure to accept that"
-        )
-    check_address(listen, anywhere=insecure_anywhere)
+    root, ports = data or default_data(), None
+    if insecure or insecure_anywhere:
+        listen = listen or "127.0.0.1:9400"
+        check_address(listen, anywhere=insecure_anywhere)
+        if join_listen or control_listen:
+            raise MotleyError("--join-listen and --control-listen need certificates; see --help")
+    else:
+        _check_authority(root)
+        listen = listen or "0.0.0.0:9400"
+        join = "" if no_join else join_listen or next_port(listen)
+        ports = Ports(join=join, control=control_listen)
     mappings = parse_mappings(workload or [])
     for name in mappings:
         check(name, mappings)
-    asyncio.run(run_server(data or _default_data(), listen, mappings, on_ready=ready_file))
+    allowed = read_limits(limits, transfers)
+    asyncio.run(
+        run_server(
+            root,
+            listen,
+            mappings,
+            ports=ports,
+            limits=allowed,
+            reserve=reserve << 20,
+            on_ready=ready_file,
+        )
+    )
+
+
+def _check_authority(root: Path) -> None:
+    if not (root / "identity" / "authority.pem").exists():
+        raise MotleyError(
+            f"{root} has no certificate authority; make one with `fedserver init --data {root}`, "
+            f"or say --insecure to serve plain text on this machine alone"
+        )
 
 
 @app.command()
+@steers
 def submit(
+    operator: Operator,
     runfile: Annotated[Path, typer.Argument(help="The run file (TOML).")],
-    data: DataOption = None,
     json_output: JsonOption = False,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
 ) -> None:
@@ -91,21 +146,20 @@ def submit(
         text = runfile.read_text()
     except OSError as error:
         raise RunFileError(f"{runfile} cannot be read: {error.strerror}") from None
-    with _operator(data) as operator:
-        run_id = operator.submit(text, str(runfile))
+    run_id = operator.submit(text, str(runfile))
     if json_output:
         print(json.dumps({"run_id": run_id, "status": "queued"}))
     else:
         print(f"run {run_id} is queued; follow it with `fedserver watch {run_id}`")
     if watch_it:
-        watch(run_id, data, json_output)
+        _follow(operator, run_id, json_output)
 
 
 @app.command()
-def runs(data: DataOption = None, json_output: JsonOption = False) -> None:
+@steers
+def runs(operator: Operator, json_output: JsonOption = False) -> None:
     """List runs, the newest first."""
-    with _operator(data) as operator:
-        records = operator.runs()
+    records = operator.runs()
     if json_output:
         print(json.dumps(records))
     else:
@@ -115,23 +169,10 @@ def runs(data: DataOption = None, json_output: JsonOption = False) -> None:
 
 
 @app.command()
-def clients(data: DataOption = None, json_output: JsonOption = False) -> None:
-    """List the clients that ever enrolled."""
-    with _operator(data) as operator:
-        records = operator.clients()
-    if json_output:
-        print(json.dumps(records))
-    else:
-        from fedserver.display import print_clients
-
-        print_clients(records)
-
-
-@app.command()
-def show(run: RunArgument, data: DataOption = None, json_output: JsonOption = False) -> None:
+@steers
+def show(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Show a run: its rounds and its clients."""
-    with _operator(data) as operator:
-        record = operator.show(run)
+    record = operator.show(run)
     if json_output:
         print(json.dumps(record))
     else:
@@ -141,62 +182,85 @@ def show(run: RunArgument, data: DataOption = None, json_output: JsonOption = Fa
 
 
 @app.command()
-def watch(run: RunArgument, data: DataOption = None, json_output: JsonOption = False) -> None:
+@steers
+def watch(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Follow a run live until it ends; exits with 1 when it paused, failed or was stopped."""
-    status = ""
-    with _operator(data) as operator:
-        records = operator.watch(run)
-        if json_output:
-            for record in records:
-                print(json.dumps(record), flush=True)
-                status = record["status"]
-        else:
-            from fedserver.display import follow
+    _follow(operator, run, json_output)
 
-            status = follow(records)
+
+def _follow(operator: Operator, run: str, json_output: bool) -> None:
+    status, records = "", operator.watch(run)
+    if json_output:
+        for record in records:
+            print(json.dumps(record), flush=True)
+            status = record["status"]
+    else:
+        from fedserver.display import follow
+
+        status = follow(records)
     if status != "finished":
         raise typer.Exit(1)
 
 
 @app.command()
-def stop(run: RunArgument, data: DataOption = None, json_output: JsonOption = False) -> None:
+@steers
+def stop(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Stop a run; what was counted stays, and `resume` takes it up again."""
-    with _operator(data) as operator:
-        _print_reply(operator.stop(run), json_output)
+    _print_reply(operator.stop(run), json_output)
 
 
 @app.command()
-def resume(run: RunArgument, data: DataOption = None, json_output: JsonOption = False) -> None:
+@steers
+def resume(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Put a paused or stopped run back into the queue."""
-    with _operator(data) as operator:
-        _print_reply(operator.resume(run), json_output)
+    _print_reply(operator.resume(run), json_output)
 
 
 @app.command()
+@steers
 def extend(
+    operator: Operator,
     run: RunArgument,
     rounds: Annotated[int, typer.Option(help="How many rounds more.", min=1)],
-    data: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Add rounds to a run; one that has finished goes on."""
-    with _operator(data) as operator:
-        _print_reply(operator.extend(run, rounds), json_output)
+    _print_reply(operator.extend(run, rounds), json_output)
 
 
 @app.command()
+@steers
+def remove(
+    operator: Operator,
+    run: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Forget a run that has ended or paused: its record, its models and its updates."""
+    if not yes:
+        record = operator.show(run)
+        typer.confirm(
+            f"remove run {record['name']} ({record['id']}, {record['status']}, "
+            f"{record['round']} rounds) for good?",
+            abort=True,
+        )
+        run = record["id"]
+    _print_reply(operator.remove(run), json_output)
+
+
+@app.command()
+@steers
 def fetch(
+    operator: Operator,
     run: RunArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
     round_number: Annotated[int, typer.Option("--round", help="0: the newest.")] = 0,
-    data: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Write a run's global model to a payload file (docs/wire-format.md)."""
     if output.is_dir() or not output.parent.is_dir():
         raise MotleyError(f"{output} cannot be written: name a file in a folder that exists")
-    with _operator(data) as operator:
-        size = operator.fetch(run, round_number, output)
+    size = operator.fetch(run, round_number, output)
     if json_output:
         print(json.dumps({"file": str(output), "bytes": size}))
     else:
@@ -204,21 +268,25 @@ def fetch(
 
 
 @app.command()
-def replay(run: RunArgument, data: DataOption = None, json_output: JsonOption = False) -> None:
+@steers
+def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Recompute every round's global model from the record; exits with 1 on a difference."""
-    agreed = total = 0
-    with _operator(data) as operator:
-        for record in operator.replay(run):
-            agreed, total = agreed + record["agrees"], total + 1
-            if json_output:
-                print(json.dumps(record), flush=True)
-            else:
-                word = "agrees" if record["agrees"] else f"DIFFERS {record['problem']}"
-                people = ", ".join(record["participants"])
-                print(f"round {record['round']:>5}  {record['recorded'][:16]}  {word}  ({people})")
+    agreed = total = pruned = 0
+    for record in operator.replay(run):
+        agreed, total = agreed + record["agrees"], total + 1
+        pruned += record["pruned"]
+        if json_output:
+            print(json.dumps(record), flush=True)
+        else:
+            word = "agrees" if record["agrees"] else f"DIFFERS {record['problem']}"
+            word = record["problem"] if record["pruned"] else word
+            people = ", ".join(record["participants"])
+            print(f"round {record['round']:>5}  {record['recorded'][:16]}  {word}  ({people})")
     if not json_output:
-        print(f"{agreed} of {total} rounds agree")
-    if agreed < total:
+        print(f"{agreed} of {total - pruned} rounds agree")
+        if pruned:
+            print(f"{pruned} older rounds cannot be checked: their payloads were removed")
+    if agreed < total - pruned:
         raise typer.Exit(1)
 
 

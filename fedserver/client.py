@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from fedserver.serve import control_socket
+from fedserver.listeners import control_socket
 from motley.errors import MotleyError
 from motley.wire.stubs import common_pb2, control_pb2, control_pb2_grpc
 
@@ -23,16 +23,40 @@ class ControlError(MotleyError):
     code = "control"
 
 
-class Operator:
-    """A connection to the server of a data directory."""
+_OPTIONS = [("grpc.max_receive_message_length", -1)]  # records of long runs are long
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._channel = grpc.insecure_channel(
-            f"unix:{control_socket(root).resolve()}",
-            options=[("grpc.max_receive_message_length", -1)],  # records of long runs are long
+
+class Operator:
+    """A connection to the server of a data directory, or to one on another machine."""
+
+    def __init__(self, root: Path, channel: grpc.Channel | None = None, server: str = "") -> None:
+        """Connect to the socket of a data directory, or use the channel to `server`."""
+        self._root, self._server = root, server
+        self._channel = channel or grpc.insecure_channel(
+            f"unix:{control_socket(root).resolve()}", options=_OPTIONS
         )
         self._stub = control_pb2_grpc.ControlStub(self._channel)
+
+    @classmethod
+    def over_network(cls, bundle: Path, server: str) -> Operator:
+        """Connect with an operator's file, to the server that it names when `server` is "".
+
+        Raises:
+            IdentityError: the file is none, or others can read it.
+            ControlError: no server is named.
+        """
+        from fedserver.identity.operators import OperatorBundle
+        from motley.identity.names import CHANNEL_OPTIONS
+
+        found = OperatorBundle.read(bundle)
+        address = server or found.server
+        if not address:
+            raise ControlError(f"{bundle} names no server; give its control port with --server")
+        credentials = grpc.ssl_channel_credentials(
+            found.authority.encode(), found.key.encode(), found.certificate.encode()
+        )
+        options = [*_OPTIONS, *CHANNEL_OPTIONS]
+        return cls(bundle, grpc.secure_channel(address, credentials, options), address)
 
     def __enter__(self) -> Operator:
         return self
@@ -48,6 +72,12 @@ class Operator:
             raise self._translate(error) from None
 
     def _translate(self, error: grpc.RpcError) -> ControlError:
+        if self._server and error.code() == grpc.StatusCode.UNAVAILABLE:
+            return ControlError(
+                f"the server at {self._server} cannot be reached, or does not take this "
+                f"certificate ({error.details()}); is it the control port of `fedserver serve "
+                f"--control-listen`, and the file one that this server's authority made?"
+            )
         socket = control_socket(self._root)
         if socket.exists() and not os.access(socket, os.R_OK | os.W_OK):
             return ControlError(f"{socket} belongs to another user; ask the server's owner")
@@ -96,10 +126,37 @@ class Operator:
         reply = self._stub.Extend(control_pb2.ExtendRequest(run=run, rounds=rounds))
         return reply.run_id, reply.status
 
+    def remove(self, run: str) -> tuple[str, str]:
+        """Forget a run that has ended; returns (id, status)."""
+        reply = self._stub.Remove(_run(run))
+        return reply.run_id, reply.status
+
     def replay(self, run: str) -> Iterator[dict[str, Any]]:
         """Yield one record a round: recorded and recomputed digest."""
         for record in self._stub.Replay(_run(run)):
             yield json.loads(record.json)
+
+    def create_token(self, uses: int, seconds: float, client: str) -> tuple[str, dict[str, Any]]:
+        """Make a join token; returns (its text, its record)."""
+        request = control_pb2.CreateTokenRequest(uses=uses, seconds=seconds, name=client)
+        reply = self._stub.CreateToken(request)
+        return reply.token, json.loads(reply.record)
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Return every join token's record, the newest first."""
+        return _documents(self._stub.ListTokens(control_pb2.ListTokensRequest()).records)
+
+    def revoke_token(self, token: str) -> dict[str, Any]:
+        """Make a join token worthless; returns its record."""
+        reply = self._stub.RevokeToken(control_pb2.RevokeTokenRequest(id=token))
+        record: dict[str, Any] = json.loads(reply.json)
+        return record
+
+    def revoke_client(self, name: str, reason: str) -> dict[str, Any]:
+        """Shut a client out."""
+        request = control_pb2.RevokeClientRequest(name=name, reason=reason)
+        record: dict[str, Any] = json.loads(self._stub.RevokeClient(request).json)
+        return record
 
     def fetch(self, run: str, number: int, target: Path) -> int:
         """Write a global model to `target` whole or not at all; return its size in bytes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +25,14 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+PIPED_WIDTH = 160
+"""Columns where no terminal says how many there are: a pipe, a file."""
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
 def print_runs(records: list[dict[str, Any]]) -> None:
     """Print a table of runs."""
     if not records:
@@ -33,17 +43,20 @@ def print_runs(records: list[dict[str, Any]]) -> None:
         done = f"{r['round']}/{r['rounds']}"
         amounts = (size(r["bytes_down"]), size(r["bytes_up"]))
         table.add_row(r["id"], r["name"], r["status"], done, *amounts, r["reason"])
-    Console().print(table)
+    _console().print(table)
 
 
 def print_clients(records: list[dict[str, Any]]) -> None:
     """Print a table of clients."""
     if not records:
-        print("no clients yet; start one with `fedclient start --server HOST:PORT ...`")
+        print("no clients yet; `fedserver tokens create` lets one join")
         return
     table = Table("name", "here", "tier", "cores", "memory", "accelerator", "workloads", "task")
+    table.add_column("certificate")
     for r in records:
-        seen = "yes" if r["here"] else f"{r['last_seen_seconds']:.0f} s ago"
+        seen = "yes" if r["here"] else _ago(r["last_seen_seconds"])
+        if r["set_aside"]:
+            seen = f"put aside for {r['set_aside_seconds']:.0f} s: {r['set_aside']}"
         table.add_row(
             r["name"],
             seen,
@@ -53,13 +66,68 @@ def print_clients(records: list[dict[str, Any]]) -> None:
             r["accelerator"] or "-",
             ", ".join(sorted(r["workloads"])),
             r["task"] or "-",
+            _certificate(r),
         )
-    Console().print(table)
+    _console().print(table)
+
+
+def _ago(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.0f} s ago"
+
+
+def _certificate(client: dict[str, Any]) -> str:
+    if client["revoked"]:
+        return f"revoked: {client['revoked']}"
+    if client["certificate_expires"] is None:
+        return "-"
+    return f"until {moment(client['certificate_expires'])}"
+
+
+def moment(seconds: float) -> str:
+    """Return a time of the wall clock (UTC) for people."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+
+
+def print_tokens(records: list[dict[str, Any]]) -> None:
+    """Print a table of join tokens."""
+    if not records:
+        print("no join tokens; make one with `fedserver tokens create`")
+        return
+    table = Table("id", "state", "uses left", "until (UTC)", "for client")
+    for r in records:
+        left = f"{r['uses_left']} of {r['uses']}"
+        table.add_row(r["id"], r["state"], left, moment(r["expires"]), r["client"] or "any")
+    _console().print(table)
+
+
+def print_operators(records: list[dict[str, Any]]) -> None:
+    """Print a table of operators."""
+    if not records:
+        print("no operators; make one with `fedserver operators create NAME -o FILE`")
+        return
+    table = Table("name", "certificate until (UTC)")
+    for r in records:
+        table.add_row(r["name"], moment(r["not_after"]))
+    _console().print(table)
+
+
+def print_join(record: dict[str, Any]) -> None:
+    """Print a new join token as the command that uses it."""
+    whom = f"client {record['client']} alone" if record["client"] else "any new client"
+    table = Table.grid(padding=(0, 2))
+    table.add_row("token", record["id"])
+    table.add_row("for", whom)
+    table.add_row("devices", str(record["uses"]))
+    table.add_row("until", f"{moment(record['expires'])} UTC")
+    table.add_row("join port", record["server"])
+    _console().print(table)
+    print("\non each device:\n")
+    print(f"  {record['join']}")
 
 
 def print_run(record: dict[str, Any]) -> None:
     """Print a run with its rounds and clients."""
-    console = Console()
+    console = _console()
     console.print(_head(record))
     console.print(client_table(record))
     table = Table("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
@@ -100,7 +168,7 @@ def client_table(record: dict[str, Any]) -> Table:
 
 def follow(records: Iterable[dict[str, Any]]) -> str:
     """Show a run live until its records end; return its last status."""
-    console = Console()
+    console = _console()
     status, shown = "", False
     if not console.is_terminal:
         reason = ""

@@ -59,7 +59,95 @@ class AggregationError(MotleyError):
     code = "aggregation"
 
 
+class StorageError(MotleyError):
+    """Too little space is left on the server's disk."""
+
+    code = "storage"
+
+
 class PreparationError(MotleyError):
     """The initial model of a run could not be made."""
 
     code = "preparation"
+
+
+class LimitsFileError(MotleyError):
+    """The file of `--limits` is not valid."""
+
+    code = "limits_file"
+
+
+class LimitError(MotleyError):
+    """A client asks for more than it may; `retry_after` says in how many seconds to try again."""
+
+    code = "limit"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RateError(LimitError):
+    """Too many calls a second."""
+
+    code = "rate"
+
+
+class CrowdedError(LimitError):
+    """Too many open transfers or unfinished updates of one client."""
+
+    code = "crowded"
+
+
+class QuotaError(LimitError):
+    """All bytes of a day are used up."""
+
+    code = "quota"
+
+
+class SetAsideError(LimitError):
+    """The client broke the protocol again and again and has to wait."""
+
+    code = "set_aside"
+
+
+class IdleError(MotleyError):
+    """A transfer stood still for too long; it goes on where it was at the next try."""
+
+    code = "idle"
+
+
+class ForbiddenError(MotleyError):
+    """The caller's certificate does not allow this call."""
+
+    code = "forbidden"
+
+
+class RevokedError(MotleyError):
+    """The caller was shut out."""
+
+    code = "revoked"
+
+
+class ExpiredError(MotleyError):
+    """The connection is older than its certificate: it must be made anew."""
+
+    code = "expired"
+
+
+class EnrolledError(MotleyError):
+    """A device of this name holds a certificate, and the join token is not for this name."""
+
+    code = "enrolled"
+
+
+class BusyError(MotleyError):
+    """Too many calls came; later ones will be answered."""
+
+    code = "busy"
+
+
+class CertificateLimitError(MotleyError):
+    """A client asked for more certificates than it can need."""
+
+    code = "certificates"

@@ -73,3 +73,15 @@ class TrainingError(MotleyError):
     """Training failed on the device, e.g. the loss became NaN."""
 
     code = "training"
+
+
+class TokenError(MotleyError):
+    """A join token is not one, or the server does not take it."""
+
+    code = "token"
+
+
+class IdentityError(MotleyError):
+    """A key or certificate is missing, damaged, readable by others, or not what it should be."""
+
+    code = "identity"

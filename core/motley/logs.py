@@ -16,8 +16,8 @@ class LogFormat(str, Enum):
     JSON = "json"
 
 
-def configure(log_format: LogFormat) -> None:
-    """Write events of level INFO and above to standard error."""
+def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
+    """Write events of a level and above to standard error."""
     renderer: structlog.typing.Processor
     if log_format is LogFormat.JSON:
         renderer = structlog.processors.JSONRenderer()
@@ -30,7 +30,7 @@ def configure(log_format: LogFormat) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

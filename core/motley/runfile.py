@@ -24,6 +24,8 @@ else:
 
 Bits = Annotated[int, Field(description="1 to 8, or 32 for full precision")]
 PlainValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | str
+FEWEST_ROBUST = 3
+"""Updates of a round below which a median or trimmed mean protects from nobody."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -123,6 +125,28 @@ class Wire(_Section):
         return self
 
 
+class Aggregate(_Section):
+    """How updates are checked and combined."""
+
+    rule: Literal["mean", "trimmed_mean", "median"] = "mean"
+    """`mean` is the algorithm's own; the others bound what a few clients can do."""
+    trim: float = Field(default=0.1, gt=0, lt=0.5)
+    """Trimmed mean: share of the updates that is cut on each side of every coordinate."""
+    max_update_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Updates further than this from the broadcast (L2 norm) are refused."""
+
+    @model_validator(mode="after")
+    def _trim_is_used(self) -> Aggregate:
+        if "trim" in self.model_fields_set and self.rule != "trimmed_mean":
+            raise ValueError('trim belongs to rule = "trimmed_mean"')
+        return self
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether another rule than the algorithm's own combines the updates."""
+        return self.rule != "mean"
+
+
 class Evaluate(_Section):
     """Evaluation rounds between training rounds."""
 
@@ -134,6 +158,13 @@ class Evaluate(_Section):
     deadline_seconds: float = Field(default=600.0, gt=0)
     held_out: str = ""
     """A data spec that the server itself evaluates the global model on."""
+
+
+class Keep(_Section):
+    """What stays on the server's disk."""
+
+    rounds: int = Field(default=10, ge=0)
+    """Closed rounds whose payloads are kept, so that they can be replayed; 0: all of them."""
 
 
 class When(_Section):
@@ -175,7 +206,9 @@ class RunFile(_Section):
     settings: dict[str, PlainValue] = Field(default_factory=dict)
     """The algorithm's settings."""
     wire: Wire = Field(default_factory=Wire)
+    aggregate: Aggregate = Field(default_factory=Aggregate)
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    keep: Keep = Field(default_factory=Keep)
     tiers: tuple[Tier, ...] = (Tier(name="all"),)
 
     @model_validator(mode="after")
@@ -233,6 +266,7 @@ def _method_faults(runfile: RunFile, *, settings_are_valid: bool) -> list[str]:
         faults.append(f'evaluate.subject: {name} has no global model; expected "personal"')
     if subject == "personal" and not algorithm.keeps_personal_state:
         faults.append(f'evaluate.subject: {name} has no personal models; expected "global"')
+    faults += _aggregate_faults(runfile)
     for tier in runfile.tiers:
         found = _tier_faults(algorithm, runfile, tier)
         if settings_are_valid:
@@ -258,6 +292,26 @@ def _tier_faults(algorithm: type[Algorithm], runfile: RunFile, tier: Tier) -> li
             f": {name} sends each layer at the width it has, so up_bits and down_bits have no place"
         )
     return faults
+
+
+def _aggregate_faults(runfile: RunFile) -> list[str]:
+    """Check that the method and the size of its rounds go with how updates are combined."""
+    name, aggregate = runfile.run.algorithm, runfile.aggregate
+    algorithm = registry.find(name)
+    if not algorithm.has_global_model:
+        if aggregate.is_robust or aggregate.max_update_norm is not None:
+            return [f"aggregate: {name} sends no updates, so nothing is combined; leave it out"]
+        return []
+    if not aggregate.is_robust:
+        return []
+    if not algorithm.takes_robust_rules:
+        return [f'aggregate.rule: {name} needs its own mean; expected "mean"']
+    if runfile.clients.minimum < FEWEST_ROBUST:
+        return [
+            f"clients.minimum: {runfile.clients.minimum}, and {aggregate.rule} says nothing about "
+            f"fewer than {FEWEST_ROBUST} updates; raise it to {FEWEST_ROBUST} or more"
+        ]
+    return []
 
 
 def describe(error: ValidationError, model: type[BaseModel], place: str = "") -> list[str]:

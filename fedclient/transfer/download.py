@@ -10,7 +10,7 @@ import grpc
 from structlog.stdlib import get_logger
 
 from fedclient.errors import TransferError
-from fedclient.transfer.peer import Peer, raise_if_final
+from fedclient.transfer.peer import Peer, is_for_now, pause, raise_if_final
 from fedclient.transfer.speed import LinkRecord
 from motley.errors import PayloadError
 from motley.wire import Frame, FrameError, FrameWriter
@@ -48,16 +48,19 @@ async def download(
                 return await asyncio.to_thread(writer.finish, ref.sha256)
         except grpc.aio.AioRpcError as error:
             raise_if_final(error, f"the server does not give the payload of task {task_id}")
-            reason = error.code().name
+            reason, wait = error.details() or error.code().name, pause(error, backoff)
+            if not is_for_now(error):
+                link.cut("download")
         except (TimeoutError, asyncio.TimeoutError):
             reason = f"nothing came for {peer.patience.idle_seconds:g} s"
+            wait = backoff.next()
+            link.cut("download", stood_still=True)
         except PayloadError as error:
-            reason, damaged = str(error), damaged + 1
+            reason, damaged, wait = str(error), damaged + 1, backoff.next()
             if damaged >= DAMAGED_ATTEMPTS:
                 raise TransferError(
                     f"the payload of task {task_id} came damaged {damaged} times: {error}"
                 ) from None
-        wait = backoff.next()
         log.info("download_interrupted", task=task_id, reason=reason, retry_in=round(wait, 2))
         await peer.sleep(wait)
 
@@ -76,7 +79,12 @@ async def _attempt(
     log.info("download_started", task=task_id, offset=offset, size=ref.size)
     call = peer.stub.Download(
         federation_pb2.DownloadRequest(
-            name=peer.name, session=peer.session, task_id=task_id, sha256=ref.sha256, offset=offset
+            name=peer.name,
+            session=peer.session,
+            task_id=task_id,
+            sha256=ref.sha256,
+            offset=offset,
+            frame_bytes=link.frame("download"),
         )
     )
     started: float | None = None
@@ -86,7 +94,10 @@ async def _attempt(
             frame = await peer.within_idle(call.read())
             if frame is grpc.aio.EOF:
                 raise FrameError(f"the stream ended at {writer.received} of {ref.size} bytes")
+            if not frame.data:
+                continue  # a sign of life: the server lets others go first
             writer.write(Frame(frame.offset, frame.data, frame.crc32))
+            link.passed("download", len(frame.data))
             if started is None:
                 started, first = time.monotonic(), len(frame.data)
         if started is not None:

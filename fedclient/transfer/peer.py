@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,11 @@ FINAL = frozenset(
 
 _REFUSAL = re.compile(r"\[([a-z_]+)\] ")
 """How the server's words begin: the code of its error."""
+
+_RETRY_AFTER = "retry-after"
+"""Trailing metadata of a refusal for now: the seconds to wait."""
+LONGEST_PAUSE = 1800.0
+"""Seconds after which the server is asked again, whatever it said: limits change."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -67,6 +73,22 @@ class Peer:
     async def within_idle(self, step: Awaitable[Any]) -> Any:
         """Await one step of a stream; raise TimeoutError when nothing came for too long."""
         return await asyncio.wait_for(step, self.patience.idle_seconds)
+
+
+def is_for_now(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether the server only said: later. Nothing is wrong with the link."""
+    return bool(error.code() is StatusCode.RESOURCE_EXHAUSTED)
+
+
+def pause(error: grpc.aio.AioRpcError, backoff: Backoff) -> float:
+    """Return the seconds to wait after an error: what the server said, and the back-off."""
+    told = 0.0
+    for key, value in error.trailing_metadata() or ():
+        if key == _RETRY_AFTER:
+            with contextlib.suppress(ValueError, TypeError):
+                told = float(value)
+    # `min` and `max` in this order also turn "nan" into 0.
+    return max(0.0, min(LONGEST_PAUSE, told)) + backoff.next()
 
 
 def raise_if_final(error: grpc.aio.AioRpcError, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,15 @@ from structlog.stdlib import get_logger
 
 from fedclient.errors import StorageError, TransferError
 from fedclient.outbox import Update
-from fedclient.transfer.peer import Peer, raise_if_final
+from fedclient.transfer.peer import Peer, is_for_now, pause, raise_if_final
 from fedclient.transfer.speed import LinkRecord
 from motley.wire import file_sha256, iter_frames
 from motley.wire.stubs import common_pb2, federation_pb2
 
 log = get_logger()
+
+GOOD_WINDOW = 2
+"""Frames under way on a link that was not cut for a while."""
 
 
 class _BrokenStreamError(Exception):
@@ -50,15 +54,19 @@ async def upload(peer: Peer, update: Update, link: LinkRecord) -> federation_pb2
             raise_if_final(error, f"the server does not take the update of task {task_id}")
             if error.code() is grpc.StatusCode.DATA_LOSS:
                 await asyncio.to_thread(_check_file, update)
-            reason = error.details() or error.code().name
+            reason, wait = error.details() or error.code().name, pause(error, backoff)
+            if not is_for_now(error):
+                link.cut("upload")
         except (TimeoutError, asyncio.TimeoutError):
             reason = f"nothing moved for {peer.patience.idle_seconds:g} s"
+            wait = backoff.next()
+            link.cut("upload", stood_still=True)
         except _BrokenStreamError as error:
-            reason = str(error)
+            reason, wait = str(error), backoff.next()
+            link.cut("upload")
         if attempt.acknowledged > acknowledged:
             acknowledged = attempt.acknowledged
             backoff.reset()
-        wait = backoff.next()
         log.info(
             "upload_interrupted",
             task=task_id,
@@ -75,6 +83,9 @@ class _Attempt:
     def __init__(self, peer: Peer, update: Update, link: LinkRecord) -> None:
         self._peer, self._update, self._link = peer, update, link
         self._progress = _Progress(time.monotonic())
+        self._under_way: deque[int] = deque()
+        """Ends of the frames that were written and not acknowledged."""
+        self._moved = asyncio.Event()
         self.acknowledged = 0
 
     async def run(self) -> federation_pb2.Receipt:
@@ -82,7 +93,7 @@ class _Attempt:
         sender: asyncio.Task[None] | None = None
         try:
             await self._peer.within_idle(call.write(self._opening()))
-            reply = await self._read(call)
+            reply = await self._turn(call)
             if reply.WhichOneof("kind") == "receipt":
                 return reply.receipt
             offset = self._checked(reply.acknowledged)
@@ -124,12 +135,29 @@ class _Attempt:
             )
         )
 
+    async def _turn(self, call: Any) -> federation_pb2.UploadReply:
+        """Wait while the server lets others go first; return what it says then."""
+        told = False
+        while True:
+            reply = await self._read(call)
+            if reply.WhichOneof("kind") != "queued":
+                return reply
+            if not told:
+                log.info("upload_queued", task=self._task_id, before=reply.queued)
+            told = True
+
     async def _receipt(self, call: Any) -> federation_pb2.Receipt:
         while True:
             reply = await self._read(call)
             if reply.WhichOneof("kind") == "receipt":
                 return reply.receipt
-            self._checked(reply.acknowledged)
+            self._written(self._checked(reply.acknowledged))
+
+    def _written(self, acknowledged: int) -> None:
+        """Note that the server has written up to there."""
+        while self._under_way and self._under_way[0] <= acknowledged:
+            self._under_way.popleft()
+        self._moved.set()
 
     async def _read(self, call: Any) -> federation_pb2.UploadReply:
         """Return the next reply; time runs out only while the sender does not move either."""
@@ -150,13 +178,27 @@ class _Attempt:
         return reply  # type: ignore[no-any-return]
 
     async def _send(self, call: Any, offset: int) -> None:
-        """Write all frames. A broken stream shows at the reading side, which knows the status."""
+        """Write all frames, each when those before it are acknowledged.
+
+        A broken stream shows at the reading side, which knows the status.
+        """
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            for frame in iter_frames(self._update.payload, offset):
-                message = common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
+            while offset < self._size:
+                size = self._link.frame("upload")
+                frame = next(iter_frames(self._update.payload, offset, size))
+                message = common_pb2.Frame(offset=offset, data=frame.data, crc32=frame.crc32)
+                await self._room()
+                offset += len(frame.data)
+                self._under_way.append(offset)
                 await call.write(federation_pb2.UploadMessage(frame=message))
                 self._progress.note()
             await call.done_writing()
+
+    async def _room(self) -> None:
+        """Wait until another frame may be under way: two on a good link, else one."""
+        while len(self._under_way) >= (GOOD_WINDOW if self._link.is_good("upload") else 1):
+            self._moved.clear()
+            await self._moved.wait()
 
     def _checked(self, acknowledged: int) -> int:
         if acknowledged > self._size:
@@ -164,6 +206,8 @@ class _Attempt:
                 f"the server acknowledged {acknowledged} bytes of {self._task_id}, which has "
                 f"{self._size}"
             )
+        if self._under_way:
+            self._link.passed("upload", max(0, acknowledged - self.acknowledged))
         self.acknowledged = max(self.acknowledged, acknowledged)
         return acknowledged
 

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from fedserver.aggregation.reducers import REDUCERS, Reducer
+from fedserver.aggregation.reducers import Reducer
 from fedserver.errors import AggregationError
 from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo, UnitTable
@@ -43,7 +43,7 @@ def fold(
     table: UnitTable,
     state: Path,
     contributions: Sequence[Contribution],
-    reducer: str,
+    reducer: Reducer,
     finish_tile: Callable[[Tile, Tile], Tile],
     out: Path,
 ) -> PayloadInfo:
@@ -51,7 +51,7 @@ def fold(
 
     Each tile of `TILE` elements is decoded from every client that sent its tensor, in order of
     name, and reduced; a tensor that nobody sent stays. Memory is one tensor of the new state
-    and one tile times the clients, however many updates there are.
+    and one tile times the clients (twice that for rules that sort), whatever the model's size.
 
     Raises:
         PayloadError: a stored file is damaged.
@@ -61,7 +61,7 @@ def fold(
     with ExitStack() as stack:
         base = stack.enter_context(PayloadReader(state, table.tensor_table))
         readers = [stack.enter_context(PayloadReader(c.path, table.tensor_table)) for c in ordered]
-        folding = _Folding(ordered, base, readers, REDUCERS[reducer], finish_tile)
+        folding = _Folding(ordered, base, readers, reducer, finish_tile)
         return write_payload(out, folding.tensors(table), table.tensor_table)
 
 

@@ -38,7 +38,8 @@ def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
     engine.deadlines.pop(current.id, None)
     if current.kind == "evaluate" or arrived >= max(1, current.minimum):
         now = engine.clock.wall()
-        phases = {**current.phases, "collect": now - current.opened}
+        phases = {**current.phases, "collect": engine.elapsed(current.id, current.opened)}
+        engine.phases.pop(current.id, None)
         tx.execute(
             update(rounds)
             .where(rounds.c.id == current.id)
@@ -74,6 +75,8 @@ def _failures(tx: Connection, current: Any) -> int:
 def _abandon(engine: Engine, tx: Connection, current: Any, reason: str) -> None:
     """End a round without counting it; its updates are forgotten, personal states stay."""
     engine.deadlines.pop(current.id, None)
+    engine.phases.pop(current.id, None)
+    engine.unkept.add(current.run)
     tx.execute(
         update(rounds)
         .where(rounds.c.id == current.id)
@@ -127,9 +130,10 @@ def fold_job(tx: Connection, context: RunContext, current: Any) -> FoldJob:
 
 def folded(engine: Engine, tx: Connection, job: FoldJob, digest: str, seconds: float) -> None:
     """Close a training round: the new state, and every counted client's new version."""
-    current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).one()
-    if current.status != "closing":
-        return  # stopped meanwhile
+    current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).first()
+    if current is None or current.status != "closing":
+        return  # stopped or removed meanwhile
+    engine.unkept.add(current.run)
     rows = tx.execute(
         select(tasks).where(tasks.c.round_id == job.round_id, tasks.c.status == "accepted")
     ).all()
@@ -163,9 +167,10 @@ def evaluated(
 
     `problem` says why the server has none.
     """
-    current = tx.execute(select(rounds).where(rounds.c.id == round_id)).one()
-    if current.status != "closing":
-        return  # stopped meanwhile
+    current = tx.execute(select(rounds).where(rounds.c.id == round_id)).first()
+    if current is None or current.status != "closing":
+        return  # stopped or removed meanwhile
+    engine.unkept.add(current.run)
     rows = tx.execute(
         select(tasks).where(tasks.c.round_id == round_id, tasks.c.status == "done")
     ).all()

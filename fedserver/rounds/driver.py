@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.stdlib import get_logger
 
 from fedserver.model_process import end_children
+from fedserver.rounds import housekeeping
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.jobs import Job
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
+from fedserver.storage.trouble import disk_trouble
 
 log = get_logger()
+T = TypeVar("T")
 
 IDLE_SECONDS = 10.0
 """The engine is asked at least so often, and the time left of open rounds is noted."""
+
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 30.0
+"""When the disk refused something it is tried again after 0.5, 1, 2 ... up to 30 s."""
 
 
 class Driver:
@@ -32,6 +41,8 @@ class Driver:
         self._waiting: dict[str, asyncio.Event] = {}
         self._watchers: set[asyncio.Event] = set()
         self._may_have_work = set(engine.tasks_in_hand())
+        self._failures = 0
+        self._next_try = engine.clock.monotonic()
 
     def wake(self, clients: Iterable[str]) -> None:
         """Note that something changed; `clients` have new tasks. Safe from any thread."""
@@ -92,33 +103,97 @@ class Driver:
     # --- the loop ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Move runs on until cancelled."""
+        """Move runs on until cancelled.
+
+        Errors of disk and database are waited out: what could not be done is tried again.
+        """
+        # What a crash left over is judged like all that may have become of no use.
+        self._payloads.suspect(await self._on_work_thread(self._payloads.stored))
         saved = self._loop.time()
         while True:
             self._due.clear()
-            job = await self._database(self._engine.tick)
-            if job is not None:
-                await self._do(job)
-                continue
+            try:
+                if await self._move():
+                    continue
+                await self._tidy()
+                if self._loop.time() - saved >= IDLE_SECONDS:
+                    await self._database(self._engine.save_time_left)
+                    saved = self._loop.time()
+            except (OSError, SQLAlchemyError) as error:
+                self._hold(error)
+            await self._wait()
+
+    async def _move(self) -> bool:
+        """Make what transitions are due, and do the job that stands next; False when none does."""
+        job = await self._database(self._engine.tick)
+        if job is None:
+            self._release()
+        elif self._engine.clock.monotonic() >= self._next_try:
+            await self._do(job)
+            return True
+        return False
+
+    async def _wait(self) -> None:
+        """Return when something changed, a deadline is due, or it is time to try again."""
+        if self._failures:
+            seconds = max(0.01, self._next_try - self._engine.clock.monotonic())
+        else:
             left = await self._database(self._engine.seconds_to_next_deadline)
             seconds = IDLE_SECONDS if left is None else min(IDLE_SECONDS, left + 0.01)
-            waiting = asyncio.ensure_future(self._due.wait())
-            try:
-                await asyncio.wait({waiting}, timeout=seconds)
-            finally:
-                waiting.cancel()
-            if self._loop.time() - saved >= IDLE_SECONDS:
-                await self._database(self._engine.save_time_left)
-                saved = self._loop.time()
+        waiting = asyncio.ensure_future(self._due.wait())
+        try:
+            await asyncio.wait({waiting}, timeout=seconds)
+        finally:
+            waiting.cancel()
 
     async def _do(self, job: Job) -> None:
-        """Run a job on the work thread and commit its result, or its failure."""
+        """Run a job on the work thread and commit its result, or its failure.
+
+        A job that the disk refused is no failure of the run: it stands next again.
+        """
         try:
-            result = await self._loop.run_in_executor(self._work, job.run, self._payloads)
+            result = await self._on_work_thread(job.run, self._payloads)
             await self._database(self._engine.apply, job, result)
         except Exception as error:
+            if disk_trouble(error):
+                raise
             log.exception("job_failed", job=type(job).__name__, run=job.context.id)
             await self._database(self._engine.failed, job, error)
+        self._release()
+
+    def _hold(self, error: Exception) -> None:
+        """Say why nothing moves, and wait longer each time."""
+        reason = disk_trouble(error) or f"the server's database fails: {error}; it is tried again"
+        self._engine.hold(reason)
+        now = self._engine.clock.monotonic()
+        if self._failures and now < self._next_try:
+            return  # woken before its time
+        seconds = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))
+        self._failures, self._next_try = self._failures + 1, now + seconds
+        log.error("disk_trouble", reason=reason, retry_in=seconds)
+
+    def _release(self) -> None:
+        if self._failures:
+            log.info("disk_works_again", failures=self._failures)
+        self._failures = 0
+        self._engine.hold("")
+
+    async def _tidy(self) -> None:
+        """Remove payloads and partial uploads that nothing needs any more."""
+        engine, payloads = self._engine, self._payloads
+        if not (engine.unkept or payloads.has_suspects()):
+            return
+        while await self._database(housekeeping.judge, engine, payloads):
+            await self._on_work_thread(payloads.remove_doomed)
+        removed = await self._on_work_thread(payloads.remove_doomed)
+        begun = await self._on_work_thread(payloads.idle_incoming)
+        over = await self._database(housekeeping.over, engine, begun)
+        await self._on_work_thread(payloads.forget_incoming, over)
+        if removed or over:
+            log.info("housekeeping", payloads=removed, partial_uploads=len(over))
+
+    async def _on_work_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await self._loop.run_in_executor(self._work, function, *args)
 
     def close(self) -> None:
         """End the work thread; a child that trains or evaluates models is ended too."""

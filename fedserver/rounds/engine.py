@@ -14,7 +14,8 @@ All methods run on the database thread (storage/database.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,12 +31,15 @@ from fedserver.rounds.jobs import FoldJob, HeldOutJob, Job, OpenJob, PrepareJob
 from fedserver.rounds.membership import refusal, tier_for
 from fedserver.rounds.presence import Arrival, Presence
 from fedserver.storage.schema import clients, members, rounds, runs, tasks
+from fedserver.storage.trouble import disk_trouble
 from motley.errors import MotleyError
 
 log = get_logger()
 
 ACTIVE = ("preparing", "waiting", "running")
 ENDED = ("finished", "stopped", "failed")
+MOST_CONTEXTS = 16
+"""Parsed runs that are kept in memory."""
 
 
 class Engine:
@@ -69,6 +73,12 @@ class Engine:
         self._contexts: dict[str, RunContext] = {}
         self.deadlines: dict[int, float] = {}
         """Monotonic deadline of each open round; the database holds the seconds left."""
+        self.phases: dict[int, float] = {}
+        """Monotonic begin of each round's present phase, as far as this process saw it."""
+        self.unkept: set[str] = set()
+        """Runs of which rounds ended since housekeeping last looked (housekeeping.py)."""
+        self.trouble = ""
+        """Why the active run does not go on just now, when the server's disk is the reason."""
         self.started = self.clock.monotonic()
         """Clients known before are still expected back for a while after this."""
 
@@ -82,6 +92,9 @@ class Engine:
             "profile": {**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
             "capabilities": vars(arrival.capabilities),
             "last_seen": now,
+            # Who is let in is not put aside. The one of this name that was had another session.
+            "set_aside_until": 0.0,
+            "set_aside": "",
         }
         with self.database.begin() as tx:
             known = tx.execute(
@@ -92,19 +105,32 @@ class Engine:
                 log.info("client_enrolled", client=arrival.name, tier=arrival.profile.tier)
         self._notify(())
 
+    @contextmanager
+    def transition(self) -> Iterator[Connection]:
+        """Give one transaction; when it fails, what it changed in memory is taken back too."""
+        deadlines, phases = dict(self.deadlines), dict(self.phases)
+        try:
+            with self.database.begin() as tx:
+                yield tx
+        except BaseException:
+            self.deadlines, self.phases = deadlines, phases
+            raise
+
     # --- moving on ---------------------------------------------------------------------------
 
     def tick(self) -> Job | None:
         """Make every transition that is due; return the heavy work that stands next.
 
         A run whose record cannot be worked with is put aside, so that it never takes the server
-        and the other runs with it.
+        and the other runs with it. An error of the disk is no fault of a run, and is raised.
         """
         try:
             return self._tick()
         except Exception as error:
+            if disk_trouble(error):
+                raise
             log.exception("run_broken")
-            with self.database.begin() as tx:
+            with self.transition() as tx:
                 ordered = select(runs).order_by(runs.c.sequence)
                 row = (
                     tx.execute(ordered.where(runs.c.status.in_(ACTIVE))).first()
@@ -120,7 +146,7 @@ class Engine:
     def _tick(self) -> Job | None:
         while True:
             woken: set[str] = set()
-            with self.database.begin() as tx:
+            with self.transition() as tx:
                 row = self._active(tx)
                 if row is None:
                     return None
@@ -143,7 +169,7 @@ class Engine:
     def apply(self, job: Job, result: Any) -> None:
         """Commit what a job returned."""
         woken: set[str] = set()
-        with self.database.begin() as tx:
+        with self.transition() as tx:
             if isinstance(job, PrepareJob):
                 self._prepared(tx, job.context.id, result)
             elif isinstance(job, OpenJob):
@@ -161,7 +187,7 @@ class Engine:
         """
         status = "failed" if isinstance(job, PrepareJob) else "paused"
         reason = str(error) or repr(error)
-        with self.database.begin() as tx:
+        with self.transition() as tx:
             if isinstance(job, HeldOutJob):
                 # The clients' figures stand; nobody's model hangs on the server's own.
                 closing.evaluated(self, tx, job.round_id, {}, f"held-out set: {reason}")
@@ -174,6 +200,22 @@ class Engine:
                 self.set_status(tx, job.context.id, status, reason, ended=status == "failed")
         self._notify(())
 
+    def hold(self, reason: str) -> None:
+        """Note why nothing moves just now, "" when it moves again; in memory alone, since the
+        disk may take no record of it."""
+        if reason != self.trouble:
+            self.trouble = reason
+            self._notify(())
+
+    def elapsed(self, round_id: int, since: float) -> float:
+        """Return the seconds of a round's present phase, which began at `since` (wall clock).
+
+        The wall clock counts only over a restart; it may have jumped.
+        """
+        if round_id in self.phases:
+            return self.clock.monotonic() - self.phases[round_id]
+        return max(0.0, self.clock.wall() - since)
+
     def seconds_to_next_deadline(self) -> float | None:
         """Return how long until an open round's deadline; None when none is open."""
         if not self.deadlines:
@@ -183,7 +225,8 @@ class Engine:
     def recover(self) -> None:
         """Take up open rounds after a start: deadlines go on with the time that was left."""
         self.started = now = self.clock.monotonic()
-        with self.database.begin() as tx:
+        with self.transition() as tx:
+            self.unkept.update(tx.scalars(select(runs.c.id)))
             for row in tx.execute(select(rounds).where(rounds.c.status == "open")):
                 self.deadlines[row.id] = now + row.seconds_left
 
@@ -206,6 +249,8 @@ class Engine:
             found = RunContext.from_row(tx.execute(select(runs).where(runs.c.id == run_id)).one())
             if found.model is None:
                 return found
+            while len(self._contexts) >= MOST_CONTEXTS:
+                self._contexts.pop(next(iter(self._contexts)))
             self._contexts[run_id] = found
         return self._contexts[run_id]
 

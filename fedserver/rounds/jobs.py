@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedserver.aggregation.fold import Contribution, fold
+from fedserver.aggregation.reducers import reducer_for
 from fedserver.model_process import run_job
 from fedserver.rounds.context import EMPTY_TABLE, RunContext
 from fedserver.storage.payloads import PayloadStore
@@ -42,8 +43,12 @@ class PrepareJob:
 
     def run(self, payloads: PayloadStore) -> dict[str, object]:
         """Return `model_process.prepare`'s result, with the state in the store."""
+        payloads.require(0)
+        with payloads.scratch(f"{self.context.id}-initial") as out:
+            return self._prepare(payloads, out)
+
+    def _prepare(self, payloads: PayloadStore, out: Path) -> dict[str, object]:
         runfile = self.context.runfile
-        out = payloads.scratch(f"{self.context.id}-initial")
         result = run_job(
             {
                 "kind": "prepare",
@@ -105,23 +110,25 @@ class OpenJob:
 
     def run(self, payloads: PayloadStore) -> dict[Form, str]:
         """Return the broadcast's digest by form."""
-        digests = {}
-        for number, form in enumerate(sorted(self.forms)):
-            if form.is_full_precision:
-                # The state file itself is the broadcast: nothing is encoded twice.
-                digests[form] = self.state
-                continue
-            out = payloads.scratch(f"broadcast-{self.round_id}-{number}")
-            table = self.context.global_table
-            with PayloadReader(payloads.path(self.state), table.tensor_table) as reader:
-                encoded = (
-                    (row.name, self._encode(row, reader[row.name].decode(), form))
-                    for row in table.rows
-                )
-                info = write_payload(out, encoded, table.tensor_table)
-            digests[form] = info.sha256.hex()
-            payloads.adopt(out, digests[form])
+        # In full precision the state file itself is the broadcast: nothing is encoded twice.
+        digests = {form: self.state for form in self.forms if form.is_full_precision}
+        encoded = sorted(self.forms - set(digests))
+        payloads.require(len(encoded) * payloads.path(self.state).stat().st_size)
+        for number, form in enumerate(encoded):
+            with payloads.scratch(f"broadcast-{self.round_id}-{number}") as out:
+                digests[form] = self._write(payloads, form, out)
         return digests
+
+    def _write(self, payloads: PayloadStore, form: Form, out: Path) -> str:
+        """Write the broadcast of one form and return its digest."""
+        table = self.context.global_table
+        with PayloadReader(payloads.path(self.state), table.tensor_table) as reader:
+            encoded = (
+                (row.name, self._encode(row, reader[row.name].decode(), form)) for row in table.rows
+            )
+            digest = write_payload(out, encoded, table.tensor_table).sha256.hex()
+        payloads.adopt(out, digest)
+        return digest
 
     def _encode(
         self, row: TensorInfo, values: npt.NDArray[np.generic], form: Form
@@ -162,9 +169,9 @@ class FoldJob:
     def run(self, payloads: PayloadStore) -> tuple[str, float]:
         """Return (digest of the new state, seconds)."""
         started = time.monotonic()
-        out = payloads.scratch(f"state-{self.round_id}")
-        digest = self.fold_to(payloads, out)
-        payloads.adopt(out, digest)
+        with payloads.scratch(f"state-{self.round_id}") as out:
+            digest = self.fold_to(payloads, out)
+            payloads.adopt(out, digest)
         return digest, time.monotonic() - started
 
     def fold_to(self, payloads: PayloadStore, out: Path) -> str:
@@ -178,7 +185,7 @@ class FoldJob:
                 Contribution(u.client, payloads.path(u.digest), u.is_delta, weights[u.client])
                 for u in self.updates
             ],
-            reducer=algorithm.reducer,
+            reducer=reducer_for(algorithm.reducer, self.context.runfile.aggregate),
             finish_tile=algorithm.finish_tile,
             out=out,
         )

@@ -85,6 +85,7 @@ def begin(
     ).inserted_primary_key
     assert inserted is not None
     round_id = int(inserted[0])
+    engine.phases[round_id] = engine.clock.monotonic()
     moment = moment_of(tx, run, context, max(1, number))
     for member in cohort:
         add_task(tx, run, context, member, moment, kind, attempt, round_id)
@@ -198,9 +199,9 @@ def opened(
     engine: Engine, tx: Connection, job: OpenJob, digests: dict[Form, str], woken: set[str]
 ) -> None:
     """Offer a round's tasks: its broadcasts are encoded."""
-    current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).one()
-    if current.status != "opening":
-        return  # stopped meanwhile
+    current = tx.execute(select(rounds).where(rounds.c.id == job.round_id)).first()
+    if current is None or current.status != "opening":
+        return  # stopped or removed meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
     for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
         payload = digests[Form.of(Plan.from_json(row.spec["plan"]))] if broadcast else ""
@@ -208,8 +209,8 @@ def opened(
             update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)
         )
         woken.add(row.client)
-    now = engine.clock.wall()
-    phases = {"open": now - current.opened}
+    phases = {"open": engine.elapsed(current.id, current.opened)}
+    now, engine.phases[current.id] = engine.clock.wall(), engine.clock.monotonic()
     tx.execute(
         update(rounds)
         .where(rounds.c.id == job.round_id)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.errors import RunStateError
-from fedserver.rounds import closing, schedule
+from fedserver.rounds import closing, housekeeping, schedule
 from fedserver.rounds.engine import ENDED, Engine
-from fedserver.storage.schema import members, rounds, runs
+from fedserver.rounds.exclusion import keep_out
+from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.errors import RunFileError
 from motley.runfile import parse
 
@@ -50,7 +51,7 @@ class RunDesk:
 
     def stop(self, run: str) -> tuple[str, str]:
         """Stop a run for good; what was counted stays. Returns (id, status)."""
-        with self._engine.database.begin() as tx:
+        with self._engine.transition() as tx:
             row = self._engine.find(tx, run)
             if row.status in ENDED:
                 raise RunStateError(f"run {row.name} ({row.id}) has ended already: {row.status}")
@@ -71,6 +72,7 @@ class RunDesk:
             newest = tx.scalar(select(func.max(rounds.c.id))) or 0
             # The operator has seen to whatever kept clients out.
             tx.execute(update(members).where(members.c.run == row.id).values(excluded=""))
+            keep_out(tx, row.id)
             tx.execute(update(runs).where(runs.c.id == row.id).values(retry_from=newest))
             self._engine.set_status(tx, row.id, "queued", "")
         self._engine.changed()
@@ -86,11 +88,34 @@ class RunDesk:
             status = row.status
             if status == "finished":
                 schedule.withdraw_finish_tasks(self._engine, tx, row.id)
+                keep_out(tx, row.id)
                 status = "queued"
                 self._engine.set_status(tx, row.id, status, "")
         self._engine.forget(row.id)
         self._engine.changed()
         return row.id, status
+
+    def remove(self, run: str) -> tuple[str, str, set[str]]:
+        """Forget a run that has ended or paused; returns (id, status, digests it named).
+
+        The record goes in one transaction; housekeeping then removes those of the payloads that
+        nothing else needs.
+        """
+        with self._engine.transition() as tx:
+            row = self._engine.find(tx, run)
+            if row.status not in (*ENDED, "paused"):
+                raise RunStateError(
+                    f"run {row.name} ({row.id}) is {row.status}; only runs that ended or paused "
+                    f"are removed: stop it first"
+                )
+            digests = housekeeping.digests_of(tx, row)
+            for table in (tasks, rounds, members):
+                tx.execute(delete(table).where(table.c.run == row.id))
+            tx.execute(delete(runs).where(runs.c.id == row.id))
+        self._engine.forget(row.id)
+        log.info("run_removed", run=row.id, name=row.name)
+        self._engine.changed()
+        return row.id, "removed", digests
 
     def _initial_state(self, tx: Connection, init: str) -> str:
         """Return the payload file that `init` names, "" for none; raise when it is not there."""

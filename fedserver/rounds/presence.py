@@ -106,6 +106,11 @@ class Presence:
             if before is not None and before.session == session:
                 del self._arrivals[name]
 
+    def forget(self, name: str) -> None:
+        """Forget a client that was shut out."""
+        with self._lock:
+            self._arrivals.pop(name, None)
+
     def release(self, arrival: Arrival) -> None:
         """Free the name of a client whose connection broke while that check-in was held.
 

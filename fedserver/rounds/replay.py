@@ -24,27 +24,30 @@ class Replay:
     job: FoldJob
     recorded: str
     """Digest of the state that the record names."""
+    removed: str = ""
+    """Why it cannot be computed again: housekeeping removed what it needs."""
 
     def run(self, payloads: PayloadStore) -> dict[str, Any]:
         """Fold the recorded updates again and compare digests; never changes the record."""
-        out = payloads.scratch(f"replay-{self.job.round_id}")
         record: dict[str, Any] = {
             "round": self.round,
             "participants": [update.client for update in self.job.updates],
             "recorded": self.recorded,
             "recomputed": "",
             "agrees": False,
-            "problem": "",
+            "pruned": bool(self.removed),
+            "problem": self.removed,
         }
+        if self.removed:
+            return record
         try:
             for digest in [self.job.state, *(update.digest for update in self.job.updates)]:
                 if file_sha256(payloads.path(digest)).hex() != digest:
                     return {**record, "problem": f"stored payload {digest} is damaged"}
-            recomputed = self.job.fold_to(payloads, out)
+            with payloads.scratch(f"replay-{self.job.round_id}") as out:
+                recomputed = self.job.fold_to(payloads, out)
         except (MotleyError, OSError) as error:
             return {**record, "problem": str(error)}
-        finally:
-            out.unlink(missing_ok=True)
         return {**record, "recomputed": recomputed, "agrees": recomputed == self.recorded}
 
 
@@ -53,12 +56,30 @@ def plan_replay(engine: Engine, run: str) -> list[Replay]:
     with engine.database.connect() as tx:
         row = engine.find(tx, run)
         context = engine.context(tx, row.id)
+        removed = removed_text(context.runfile.keep.rounds)
         closed = tx.execute(
             select(rounds)
             .where(rounds.c.run == row.id, rounds.c.kind == "train", rounds.c.status == "closed")
             .order_by(rounds.c.id)
         ).all()
         return [
-            Replay(current.round, fold_job(tx, context, current), current.state_after)
+            Replay(
+                current.round,
+                fold_job(tx, context, current),
+                current.state_after,
+                removed if current.pruned else "",
+            )
             for current in closed
         ]
+
+
+def removed_text(keep: int) -> str:
+    """Return what is said of a round whose payloads are gone."""
+    return f"payloads removed by housekeeping (keep.rounds = {keep})"
+
+
+def removed_since(engine: Engine, entry: Replay) -> str:
+    """Return the text when housekeeping took a round's payloads after its replay was planned."""
+    with engine.database.connect() as tx:
+        pruned = tx.scalar(select(rounds.c.pruned).where(rounds.c.id == entry.job.round_id))
+    return removed_text(entry.job.context.runfile.keep.rounds) if pruned or pruned is None else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
@@ -39,6 +40,10 @@ class Ticket:
     client: str
     plan: Plan
     table: UnitTable
+    state: Path
+    """Global state that the round started from."""
+    max_norm: float | None
+    """Greatest L2 norm of the update against the broadcast; None: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,10 @@ class TaskDesk:
             row = self._row(tx, client, task_id)
         if row.payload != digest:
             raise UnknownTaskError(f"payload {digest} is not part of task {task_id}")
+        if not self._engine.payload_path(digest).exists():
+            raise UnknownTaskError(
+                f"task {task_id} is over ({row.status}), and its payload is no longer kept"
+            )
 
     def count_download(self, task_id: str, sent: int) -> None:
         """Add to the bytes that went out for a task."""
@@ -171,12 +180,21 @@ class TaskDesk:
             if settled is not None:
                 return settled
             context = self._engine.context(tx, row.run)
+            before = tx.scalar(select(rounds.c.state_before).where(rounds.c.id == row.round_id))
             return Ticket(
                 task_id=task_id,
                 client=client,
                 plan=Plan.from_json(row.spec["plan"]),
                 table=context.global_table,
+                state=self._engine.payload_path(str(before)),
+                max_norm=context.runfile.aggregate.max_update_norm,
             )
+
+    def was_received(self, task_id: str, digest: str) -> bool:
+        """Return whether this very update is on record."""
+        with self._engine.database.connect() as tx:
+            found = tx.scalar(select(tasks.c.update).where(tasks.c.id == task_id))
+        return found == digest
 
     def _settled(self, row: Any, digest: str) -> Receipt | None:
         if row.status in ("accepted", "counted"):
@@ -186,7 +204,9 @@ class TaskDesk:
                 )
             return Receipt.ACCEPTED
         if row.status in ("surplus", "late"):
-            return Receipt(row.status)
+            # The same update again is answered as the first time, also if its round was abandoned.
+            first = row.spec.get("receipt", "") if row.update == digest else ""
+            return Receipt(first or row.status)
         if row.status == "failed":
             raise ProtocolError(f"task {row.id} was reported as failed: {row.reason}")
         return None
@@ -194,8 +214,10 @@ class TaskDesk:
     def accept(self, arrived: Arrived) -> Receipt:
         """Put an update on record; only after this is it acknowledged."""
         engine = self._engine
-        with engine.database.begin() as tx:
-            row = tx.execute(select(tasks).where(tasks.c.id == arrived.task_id)).one()
+        with engine.transition() as tx:
+            row = tx.execute(select(tasks).where(tasks.c.id == arrived.task_id)).first()
+            if row is None:
+                raise UnknownTaskError(f"task {arrived.task_id} is gone: its run was removed")
             settled = self._settled(row, arrived.digest)
             if settled is not None:
                 return settled
@@ -224,6 +246,7 @@ class TaskDesk:
                 .values(
                     status=receipt.value,
                     update=arrived.digest,
+                    spec={**row.spec, "receipt": receipt.value},
                     update_bytes=arrived.size,
                     bytes_up=tasks.c.bytes_up + arrived.bytes_up,
                     scalars=context.algorithm.measure(facts),
@@ -239,24 +262,27 @@ class TaskDesk:
 
     def reject(self, task_id: str, reason: str) -> None:
         """Close a task whose update cannot be counted; the round goes on without it."""
-        self._end(task_id, "failed", reason, {}, 0.0)
+        with self._engine.transition() as tx:
+            self._end(tx, task_id, "failed", reason, {}, 0.0)
+        self._engine.changed()
 
     def report_result(
         self, client: str, task_id: str, metrics: Mapping[str, float], seconds: float
     ) -> bool:
         """End an evaluation or a finish task; return whether it was reported before."""
-        with self._engine.database.connect() as tx:
+        with self._engine.transition() as tx:
             row = self._row(tx, client, task_id)
-        if row.kind == "train":
-            raise ProtocolError(f"task {task_id} wants an update, not a report of metrics")
-        return self._end(task_id, "done", "", metrics, seconds)
+            if row.kind == "train":
+                raise ProtocolError(f"task {task_id} wants an update, not a report of metrics")
+            known = self._end(tx, task_id, "done", "", metrics, seconds)
+        self._engine.changed()
+        return known
 
     def report_failure(
         self, client: str, task_id: str, code: str, message: str, *, permanent: bool
     ) -> bool:
         """End a task that failed on the device; return whether it was reported before."""
-        engine = self._engine
-        with engine.database.begin() as tx:
+        with self._engine.transition() as tx:
             row = self._row(tx, client, task_id)
             if permanent:
                 tx.execute(
@@ -272,7 +298,9 @@ class TaskDesk:
                     update(tasks).where(tasks.c.id == task_id).values(status="offered", spec=spec)
                 )
                 return False
-        return self._end(task_id, "failed", f"{client}: {code}: {message}", {}, 0.0)
+            known = self._end(tx, task_id, "failed", f"{client}: {code}: {message}", {}, 0.0)
+        self._engine.changed()
+        return known
 
     def _may_try_again(self, row: Any) -> bool:
         is_open = row.status in ("offered", "taken")
@@ -280,27 +308,31 @@ class TaskDesk:
         return bool(row.kind == "finish" and is_open and tries < FINISH_TRIES)
 
     def _end(
-        self, task_id: str, status: str, reason: str, metrics: Mapping[str, float], seconds: float
+        self,
+        tx: Connection,
+        task_id: str,
+        status: str,
+        reason: str,
+        metrics: Mapping[str, float],
+        seconds: float,
     ) -> bool:
-        engine = self._engine
-        with engine.database.begin() as tx:
-            row = tx.execute(select(tasks).where(tasks.c.id == task_id)).one()
-            if row.status not in ("offered", "taken"):
-                return True
-            tx.execute(
-                update(tasks)
-                .where(tasks.c.id == task_id)
-                .values(
-                    status=status,
-                    reason=reason,
-                    metrics=dict(metrics),
-                    seconds=seconds,
-                    ended=engine.clock.wall(),
-                )
+        """End an open task; return whether it had ended before."""
+        row = tx.execute(select(tasks).where(tasks.c.id == task_id)).first()
+        if row is None or row.status not in ("offered", "taken"):
+            return True
+        tx.execute(
+            update(tasks)
+            .where(tasks.c.id == task_id)
+            .values(
+                status=status,
+                reason=reason,
+                metrics=dict(metrics),
+                seconds=seconds,
+                ended=self._engine.clock.wall(),
             )
-            fields = {"reason": reason} if reason else {}
-            log.info("task_ended", run=row.run, client=row.client, status=status, **fields)
-        engine.changed()
+        )
+        fields = {"reason": reason} if reason else {}
+        log.info("task_ended", run=row.run, client=row.client, status=status, **fields)
         return False
 
     def _row(self, tx: Connection, client: str, task_id: str) -> Any:

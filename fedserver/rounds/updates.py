@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+import numpy as np
 
 from fedserver.rounds.tasks import Ticket
 from motley.errors import PayloadError, UpdateError
 from motley.models.units import TensorInfo
 from motley.plan import FULL_PRECISION, HALF, Plan
 from motley.wire import (
+    TILE,
     Dense,
     EncodedTensor,
     Encoding,
@@ -25,7 +29,8 @@ def check_update(path: Path, ticket: Ticket) -> dict[str, int]:
 
     Raises:
         UpdateError: the bytes are no payload, a tensor is missing, surplus, of another encoding
-            than planned, or holds a value that is not finite; names tensor and client.
+            than planned, holds a value that is not finite, or the whole is further from the
+            broadcast than the run file allows; names tensor and client.
     """
     try:
         with PayloadReader(path, ticket.table.tensor_table) as reader:
@@ -38,6 +43,7 @@ def check_update(path: Path, ticket: Ticket) -> dict[str, int]:
                 _check_tensor(row, tensor, ticket)
                 if isinstance(tensor.encoding, UniformPlanes):
                     widths[row.unit] = max(widths.get(row.unit, 0), tensor.encoding.bits)
+            _check_norm(reader, ticket)
             return widths
     except PayloadError as error:
         raise UpdateError(f"the update of {ticket.client} is not valid: {error}") from None
@@ -102,3 +108,48 @@ def _is_dense(row: TensorInfo, plan: Plan) -> bool:
 def _kind(row: TensorInfo, plan: Plan) -> str:
     is_half = plan.layout == "planes" and plan.tail_bits == HALF and row.dtype == "float32"
     return "float16" if is_half else row.dtype
+
+
+def _check_norm(reader: PayloadReader, ticket: Ticket) -> None:
+    if ticket.max_norm is None:
+        return
+    norm = update_norm(reader, ticket)
+    if norm > ticket.max_norm:
+        raise UpdateError(
+            f"the update of {ticket.client} has norm {norm:.6g}, and aggregate.max_update_norm "
+            f"allows {ticket.max_norm:.6g}; its training may diverge: try a lower learning_rate"
+        )
+
+
+def update_norm(reader: PayloadReader, ticket: Ticket) -> float:
+    """Return the L2 norm of an update's floating-point tensors against the broadcast.
+
+    Values are compared with the global state, which is the broadcast wherever values travel.
+    Memory is two tiles.
+    """
+    squares = 0.0
+    with PayloadReader(ticket.state, ticket.table.tensor_table) as state:
+        for name in reader.names:
+            tensor = reader[name]
+            if not np.issubdtype(np.dtype(tensor.dtype), np.floating):
+                continue  # counters
+            # As in the fold: only float32 tensors travel as differences.
+            is_delta = ticket.plan.sends_delta and tensor.dtype == "float32"
+            squares += _squares(tensor, None if is_delta else state[name])
+    return math.sqrt(squares)
+
+
+def _squares(tensor: EncodedTensor, base: EncodedTensor | None) -> float:
+    """Return the sum of squares of a tensor, or of its differences to `base`."""
+    total, buffer = 0.0, np.empty((2, min(TILE, tensor.size)), tensor.dtype)
+    for start in range(0, tensor.size, TILE):
+        stop = min(start + TILE, tensor.size)
+        tile, other = buffer[:, : stop - start]
+        tensor.decode_slice(start, stop, tile)
+        exact = tile.astype(np.float64)
+        if base is not None:
+            base.decode_slice(start, stop, other)
+            exact -= other
+        with np.errstate(over="ignore"):
+            total += float(np.dot(exact, exact))
+    return total

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, select
 
-from fedserver.rounds.engine import ENDED, Engine
-from fedserver.storage.schema import clients, members, rounds, runs, tasks
+from fedserver.rounds.engine import ACTIVE, ENDED, Engine
+from fedserver.rounds.presence import Profile
+from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
 from motley.errors import MotleyError
 
 
@@ -17,7 +18,7 @@ def run_record(engine: Engine, run: str, *, after_round_id: int = 0) -> dict[str
     with engine.database.connect() as tx:
         row = engine.find(tx, run)
         return {
-            **_summary(tx, row),
+            **_summary(engine, tx, row),
             **_method(engine, tx, row.id),
             "finish_waiting_present": _finishing(engine, tx, row.id),
             "clients": _clients(tx, row),
@@ -31,11 +32,12 @@ def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
     try:
         context = engine.context(tx, run_id)
     except MotleyError:
-        return {"algorithm": "", "workload": "", "local_steps": 0}
+        return {"algorithm": "", "workload": "", "local_steps": 0, "keep": 0}
     return {
         "algorithm": context.algorithm.name,
         "workload": context.runfile.workload.name,
         "local_steps": context.algorithm.local_steps,
+        "keep": context.runfile.keep.rounds,
     }
 
 
@@ -43,33 +45,71 @@ def list_runs(engine: Engine) -> list[dict[str, Any]]:
     """Return a summary of every run, the newest first."""
     with engine.database.connect() as tx:
         rows = tx.execute(select(runs).order_by(runs.c.sequence.desc())).all()
-        return [_summary(tx, row) for row in rows]
+        return [_summary(engine, tx, row) for row in rows]
 
 
 def list_clients(engine: Engine) -> list[dict[str, Any]]:
-    """Return every client that ever enrolled, with whether it is here now."""
+    """Return every client that ever checked in or joined, with whether it is here now."""
     here = engine.presence.here(engine.clock.monotonic())
     now = engine.clock.wall()
     with engine.database.connect() as tx:
         rows = tx.execute(select(clients).order_by(clients.c.name)).all()
+        held = _certificates(tx)
         working = {
             row.client: row.id
             for row in tx.execute(
                 select(tasks.c.client, tasks.c.id).where(tasks.c.status == "taken")
             )
         }
-    return [
+    records = [
         {
             "name": row.name,
             "here": row.name in here,
-            "last_seen_seconds": 0.0 if row.name in here else round(now - row.last_seen, 1),
+            "last_seen_seconds": 0.0
+            if row.name in here
+            else round(max(0.0, now - row.last_seen), 1),
             "task": working.get(row.name, ""),
+            "set_aside": row.set_aside if row.set_aside_until > now else "",
+            "set_aside_seconds": round(max(0.0, row.set_aside_until - now), 1),
             "software": row.capabilities["software"],
             "workloads": row.capabilities["workloads"],
+            "revoked": row.revoked or held.get(row.name, _NONE)["revoked"],
+            "certificate_expires": held.get(row.name, _NONE)["certificate_expires"],
             **row.profile,
         }
         for row in rows
     ]
+    seen = {record["name"] for record in records}
+    records += [_never_here(name, held[name]) for name in sorted(held) if name not in seen]
+    return sorted(records, key=lambda record: str(record["name"]))
+
+
+_NONE: dict[str, Any] = {"revoked": "", "certificate_expires": None}
+
+
+def _certificates(tx: Connection) -> dict[str, dict[str, Any]]:
+    """Return of each client that joined when its newest certificate ends, and why none counts."""
+    found: dict[str, dict[str, Any]] = {}
+    mine = select(certificates).where(certificates.c.role == "client")
+    # Those that count come last, and of them the one that lasts longest.
+    for row in tx.execute(mine.order_by(certificates.c.revoked == "", certificates.c.not_after)):
+        ends = None if row.revoked else row.not_after
+        found[row.name] = {"revoked": row.revoked, "certificate_expires": ends}
+    return found
+
+
+def _never_here(name: str, certificate: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a client that joined and has not checked in yet."""
+    return {
+        "name": name,
+        "here": False,
+        "last_seen_seconds": None,
+        "task": "",
+        "software": "",
+        "workloads": {},
+        **certificate,
+        **vars(Profile()),
+    }
 
 
 def has_ended(record: dict[str, Any]) -> bool:
@@ -81,7 +121,7 @@ def has_ended(record: dict[str, Any]) -> bool:
     )
 
 
-def _summary(tx: Connection, row: Any) -> dict[str, Any]:
+def _summary(engine: Engine, tx: Connection, row: Any) -> dict[str, Any]:
     counts = (
         select(tasks.c.status, func.count())
         .where(tasks.c.run == row.id, tasks.c.kind == "finish")
@@ -97,7 +137,7 @@ def _summary(tx: Connection, row: Any) -> dict[str, Any]:
         "id": row.id,
         "name": row.name,
         "status": row.status,
-        "reason": row.reason,
+        "reason": (engine.trouble if row.status in ACTIVE else "") or row.reason,
         "round": row.round,
         "rounds": row.rounds,
         "state": row.state,
@@ -196,6 +236,7 @@ def _history(tx: Connection, run_id: str, after: int) -> list[dict[str, Any]]:
                 "attempt": row.attempt,
                 "status": row.status,
                 "reason": row.reason,
+                "pruned": row.pruned,
                 "state_before": row.state_before,
                 "state_after": row.state_after,
                 "opened": row.opened,

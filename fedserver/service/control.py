@@ -7,12 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from fedserver.errors import UnknownRunError
+from fedserver.errors import RunStateError, UnknownRunError
 from fedserver.rounds import view
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.operations import RunDesk
-from fedserver.rounds.replay import Replay, plan_replay
+from fedserver.rounds.replay import Replay, plan_replay, removed_since, removed_text
+from fedserver.service.identity import Admission, IdentityControl
 from fedserver.service.status import RefusedError, abort, refusals
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
@@ -29,12 +30,18 @@ WATCH_INTERVAL = 0.2
 RECHECK_SECONDS = 5.0
 
 
-class ControlService(control_pb2_grpc.ControlServicer):
-    """Submits, shows and steers runs."""
+class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
+    """Submits, shows and steers runs; lets clients in and shuts them out."""
 
     def __init__(
-        self, engine: Engine, driver: Driver, database: DatabaseThread, payloads: PayloadStore
+        self,
+        engine: Engine,
+        driver: Driver,
+        database: DatabaseThread,
+        payloads: PayloadStore,
+        admission: Admission | None = None,
     ) -> None:
+        self._admission = admission
         self._engine, self._driver, self._runs = engine, driver, RunDesk(engine)
         self._database, self._payloads = database, payloads
 
@@ -115,6 +122,15 @@ class ControlService(control_pb2_grpc.ControlServicer):
         run_id, status = await self._unary(context, self._runs.extend, request.run, request.rounds)
         return control_pb2.RunReply(run_id=run_id, status=status)
 
+    async def Remove(  # noqa: N802
+        self, request: control_pb2.RunRequest, context: Context
+    ) -> control_pb2.RunReply:
+        """Forget a run that has ended, and the payloads that nothing else needs."""
+        run_id, status, digests = await self._unary(context, self._runs.remove, request.run)
+        self._payloads.suspect(digests)
+        self._driver.wake(())
+        return control_pb2.RunReply(run_id=run_id, status=status)
+
     async def Fetch(  # noqa: N802
         self, request: control_pb2.FetchRequest, context: Context
     ) -> AsyncIterator[common_pb2.Frame]:
@@ -139,7 +155,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
             return str(record["state"])
         for entry in record["history"]:
             if (entry["round"], entry["kind"], entry["status"]) == (number, "train", "closed"):
-                return str(entry["state_after"])
+                digest = str(entry["state_after"])
+                if entry["pruned"] and not self._payloads.path(digest).exists():
+                    raise RunStateError(
+                        f"round {number} of run {record['name']}: {removed_text(record['keep'])}; "
+                        f"the newest model is there without --round"
+                    )
+                return digest
         raise UnknownRunError(
             f"run {record['name']} has no closed round {number}; it has {record['round']}"
         )
@@ -153,6 +175,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 plan: list[Replay] = await self._database(plan_replay, self._engine, request.run)
                 for entry in plan:
                     record = await asyncio.to_thread(entry.run, self._payloads)
+                    if record["problem"] and not record["pruned"]:
+                        removed = await self._database(removed_since, self._engine, entry)
+                        if removed:
+                            record |= {"pruned": True, "problem": removed}
                     yield control_pb2.Record(json=view.to_json(record))
         except RefusedError as refusal:
             await abort(context, refusal)

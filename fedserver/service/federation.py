@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
-from structlog.stdlib import get_logger
-
-from fedserver.errors import ProtocolError
+from fedserver.errors import IdleError, ProtocolError
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
-from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
-from fedserver.rounds.updates import check_update
+from fedserver.rounds.standing import Standing
+from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.callers import Callers
+from fedserver.service.downloads import Downloads, write_within
+from fedserver.service.intake import Requests
+from fedserver.service.limits import LONGEST_SET_ASIDE, MIB, Caller, Guard, Limits
+from fedserver.service.quota import Quota
 from fedserver.service.requests import (
     LONGEST_MESSAGE,
     LONGEST_NAME,
@@ -24,31 +25,21 @@ from fedserver.service.requests import (
     checked_seconds,
 )
 from fedserver.service.status import RefusedError, abort, refusals
+from fedserver.service.transfers import FileThreads, FrameMemory, Turns
+from fedserver.service.uploads import Uploads
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
 from motley import __version__
-from motley.errors import UpdateError
 from motley.messages import task_to_proto
-from motley.wire import Frame, FrameWriter, iter_frames
-from motley.wire.stubs import common_pb2, federation_pb2, federation_pb2_grpc
+from motley.wire.stubs import federation_pb2, federation_pb2_grpc
 
 if TYPE_CHECKING:
     from fedserver.service.status import Context
-
-log = get_logger()
-T = TypeVar("T")
 
 POLL_SECONDS = 40.0
 """How long a check-in is held; clients expect an answer within 45 s."""
 NOTICE_SECONDS = 5.0
 """A client that a run cannot take asks again after so long: its owner may mend it."""
-ACKNOWLEDGE_BYTES = 8 * 1024 * 1024
-"""An upload is acknowledged at least so often."""
-_RECEIPTS = {
-    Receipt.ACCEPTED: federation_pb2.UPDATE_STATUS_ACCEPTED,
-    Receipt.SURPLUS: federation_pb2.UPDATE_STATUS_SURPLUS,
-    Receipt.LATE: federation_pb2.UPDATE_STATUS_LATE,
-}
 
 
 class FederationService(federation_pb2_grpc.FederationServicer):
@@ -61,18 +52,47 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         database: DatabaseThread,
         payloads: PayloadStore,
         callers: Callers,
+        *,
+        limits: Limits | None = None,
+        names_are_proven: bool = False,
     ) -> None:
+        """Make the service; `names_are_proven` says that certificates carry clients' names."""
+        limits = limits or Limits()
         self._callers = callers
-        self._engine, self._driver, self._payloads = engine, driver, payloads
+        self._engine, self._driver = engine, driver
         self._database, self._desk = database, TaskDesk(engine)
+        self._standing, self._polls = Standing(engine), 0
+        self._guard = Guard(
+            limits, engine.clock, names_are_proven=names_are_proven, put_aside=self._put_aside
+        )
         # Hashing, checking and writing of updates never run on the event loop.
-        self._files = ThreadPoolExecutor(max_workers=2, thread_name_prefix="files")
-        self._polls = 0
-        self._uploading: dict[str, asyncio.Task[Any]] = {}
+        self._files, turns = FileThreads(), Turns(limits.transfers)
+        quota = Quota(limits.bytes_per_day, self._standing, database, engine.clock)
+        memory = FrameMemory(limits.frame_memory_mib * MIB)
+        self._downloads = Downloads(
+            engine,
+            database,
+            payloads,
+            guard=self._guard,
+            quota=quota,
+            turns=turns,
+            memory=memory,
+            files=self._files,
+        )
+        self._uploads = Uploads(
+            engine,
+            database,
+            payloads,
+            guard=self._guard,
+            quota=quota,
+            turns=turns,
+            memory=memory,
+            files=self._files,
+        )
 
     def close(self) -> None:
         """End the file threads."""
-        self._files.shutdown(wait=True, cancel_futures=True)
+        self._files.close()
 
     # --- check-in ----------------------------------------------------------------------------
 
@@ -81,13 +101,13 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.CheckInReply:
         """Answer with a task as soon as there is one."""
         try:
-            with refusals("CheckIn", request.name), self._callers.admitted(context, request.name):
-                return await self._check_in(request)
+            async with self._call("CheckIn", request.name, request.session, context) as caller:
+                return await self._check_in(request, caller)
         except RefusedError as refusal:
             await abort(context, refusal)
 
     async def _check_in(
-        self, request: federation_pb2.CheckInRequest
+        self, request: federation_pb2.CheckInRequest, caller: Caller
     ) -> federation_pb2.CheckInReply:
         presence, clock = self._engine.presence, self._engine.clock
         if request.leaving:
@@ -96,7 +116,11 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._polls += 1
         arrival = arrival_of(request, clock.monotonic(), self._polls)
         if presence.arrive(arrival):
-            await self._database(self._engine.enrol, arrival)
+            try:
+                await self._database(self._engine.enrol, arrival)
+            except Exception:
+                presence.leave(arrival.name, arrival.session)  # not here without a record
+                raise
         reply = federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
         if request.working_on:
             reply.working_on_is_closed = not await self._database(
@@ -104,7 +128,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             )
             return reply
         try:
-            await self._wait_for_task(request, reply)
+            await self._wait_for_task(request, reply, caller)
         except asyncio.CancelledError:
             # The connection broke while it waited: the name is free at once.
             presence.release(arrival)
@@ -112,7 +136,10 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         return reply
 
     async def _wait_for_task(
-        self, request: federation_pb2.CheckInRequest, reply: federation_pb2.CheckInReply
+        self,
+        request: federation_pb2.CheckInRequest,
+        reply: federation_pb2.CheckInReply,
+        caller: Caller,
     ) -> None:
         """Hold a check-in until there is a task, a notice, or nothing for `POLL_SECONDS`."""
         clock = self._engine.clock
@@ -135,166 +162,71 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             if left <= 0:
                 return
             await self._driver.wait_for_work(request.name, left)
+            self._guard.check(caller)  # it may have been put aside for another call
             self._alive(request.name, request.session)
             look = self._driver.may_have_work(request.name)
 
-    # --- download ----------------------------------------------------------------------------
+    # --- transfers ---------------------------------------------------------------------------
 
     async def Download(  # noqa: N802
         self, request: federation_pb2.DownloadRequest, context: Context
-    ) -> AsyncIterator[common_pb2.Frame]:
+    ) -> None:
         """Stream a payload that was offered to this client, from an offset to its end."""
-        digest = request.sha256.hex()
-        sent = 0
         try:
-            with refusals("Download", request.name), self._callers.admitted(context, request.name):
-                await self._database(self._desk.may_download, request.name, request.task_id, digest)
-                path = self._payloads.path(digest)
-                frames = iter_frames(path, request.offset)
-                while (frame := await self._on_file_thread(next, frames, None)) is not None:
-                    # Before the yield: a client that has its last byte may end the call there.
-                    sent += len(frame.data)
-                    yield common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
-                    self._alive(request.name, request.session)
+            async with self._call("Download", request.name, request.session, context) as caller:
+                await self._downloads.send(request, caller, context)
         except RefusedError as refusal:
             await abort(context, refusal)
-        finally:
-            if sent:
-                # Shielded: the count is part of the record, also of a call that broke off.
-                await asyncio.shield(
-                    self._database(self._desk.count_download, request.task_id, sent)
-                )
+
+    async def Upload(self, requests: Requests, context: Context) -> None:  # noqa: N802
+        """Take an update from the acknowledged offset on; the last reply is the receipt."""
+
+        async def reply(message: federation_pb2.UploadReply) -> None:
+            await write_within(context, message, self._guard.limits.idle_seconds)
+
+        try:
+            with refusals("Upload", str(context.peer())):
+                opening = await self._opening(requests)
+            async with self._call("Upload", opening.name, opening.session, context) as caller:
+                await self._uploads.take(opening, caller, requests, reply)
+        except RefusedError as refusal:
+            await abort(context, refusal)
+
+    async def _opening(self, requests: Requests) -> federation_pb2.UploadOpen:
+        seconds = self._guard.limits.idle_seconds
+        try:
+            first = await asyncio.wait_for(anext(requests, None), seconds)
+        except asyncio.TimeoutError:
+            raise IdleError(f"an upload sent no opening message for {seconds:g} s") from None
+        if first is None or first.WhichOneof("kind") != "open":
+            raise ProtocolError("an upload begins with its opening message")
+        return first.open
+
+    @contextlib.asynccontextmanager
+    async def _call(
+        self, method: str, name: str, session: str, context: Context
+    ) -> AsyncIterator[Caller]:
+        """Hold one call: let in, counted, and its errors turned into refusals."""
+        caller = self._guard.caller(name, session)
+        with refusals(method, name[:LONGEST_NAME]), self._callers.admitted(context, name):
+            async with self._guard.call(caller):
+                yield caller
 
     def _alive(self, name: str, session: str) -> None:
         self._engine.presence.touch(name, session, self._engine.clock.monotonic())
 
-    # --- upload ------------------------------------------------------------------------------
+    async def restore(self) -> None:
+        """Take up what the record says of clients that are put aside; before calls come in."""
+        for found in await self._database(self._standing.put_asides, LONGEST_SET_ASIDE):
+            caller = self._guard.caller(found.client, found.session)
+            self._guard.restore(caller, found.seconds, found.reason)
 
-    async def Upload(  # noqa: N802
-        self,
-        requests: AsyncIterator[federation_pb2.UploadMessage],
-        context: Context,
-    ) -> AsyncIterator[federation_pb2.UploadReply]:
-        """Take an update from the acknowledged offset on; the last reply is the receipt."""
-        try:
-            with refusals("Upload", str(context.peer())):
-                first = await anext(requests, None)
-                if first is None or first.WhichOneof("kind") != "open":
-                    raise ProtocolError("an upload begins with its opening message")
-                with self._callers.admitted(context, first.open.name):
-                    async for reply in self._upload(first.open, requests):
-                        yield reply
-        except RefusedError as refusal:
-            await abort(context, refusal)
-
-    async def _upload(
-        self,
-        opening: federation_pb2.UploadOpen,
-        requests: AsyncIterator[federation_pb2.UploadMessage],
-    ) -> AsyncIterator[federation_pb2.UploadReply]:
-        digest = opening.payload.sha256.hex()
-        ticket = await self._database(
-            self._desk.begin_upload, opening.name, opening.task_id, digest
-        )
-        if isinstance(ticket, Receipt):
-            yield _receipt(opening.task_id, ticket, duplicate=ticket is Receipt.ACCEPTED)
-            return
-        _check_size(opening, ticket)
-        me = asyncio.current_task()
-        assert me is not None
-        while (before := self._uploading.get(opening.task_id)) is not None:
-            # A link that died silently: the client is back before we noticed. The newer wins.
-            before.cancel()
-            await asyncio.wait({before})
-        self._uploading[opening.task_id] = me
-        try:
-            async for reply in self._receive(opening, ticket, requests):
-                yield reply
-        finally:
-            if self._uploading.get(opening.task_id) is me:
-                del self._uploading[opening.task_id]
-
-    async def _on_file_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run file work beside the event loop; a cancelled caller still waits for its end."""
-        future = asyncio.get_running_loop().run_in_executor(self._files, function, *args)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait({future})
-            raise
-
-    async def _receive(
-        self,
-        opening: federation_pb2.UploadOpen,
-        ticket: Ticket,
-        requests: AsyncIterator[federation_pb2.UploadMessage],
-    ) -> AsyncIterator[federation_pb2.UploadReply]:
-        writer = FrameWriter(self._payloads.incoming(ticket.task_id), opening.payload.size)
-        received = 0
-        try:
-            yield federation_pb2.UploadReply(acknowledged=writer.received)
-            acknowledged = writer.received
-            while writer.received < opening.payload.size:
-                message = await anext(requests, None)
-                if message is None:
-                    return  # broken off; what came stays for the next try
-                if message.WhichOneof("kind") != "frame":
-                    raise ProtocolError("an upload is opened once, then consists of frames")
-                frame = Frame(message.frame.offset, message.frame.data, message.frame.crc32)
-                await self._on_file_thread(writer.write, frame)
-                received += len(frame.data)
-                self._alive(opening.name, opening.session)
-                if writer.received - acknowledged >= ACKNOWLEDGE_BYTES:
-                    acknowledged = writer.received
-                    yield federation_pb2.UploadReply(acknowledged=acknowledged)
-            receipt = await self._settle(opening, ticket, writer, received)
-        finally:
-            writer.close()
-        yield _receipt(ticket.task_id, receipt, duplicate=False)
-
-    async def _settle(
-        self,
-        opening: federation_pb2.UploadOpen,
-        ticket: Ticket,
-        writer: FrameWriter,
-        received: int,
-    ) -> Receipt:
-        """Hash, check and store a whole update, then put it on record."""
-        whole = await self._on_file_thread(writer.finish, opening.payload.sha256)
-        try:
-            widths = await self._check(ticket, whole)
-        except UpdateError:
-            whole.unlink()
-            raise
-        digest = opening.payload.sha256.hex()
-        await self._on_file_thread(self._payloads.adopt, whole, digest)
-        return await self._accept(opening, received, widths)
-
-    async def _check(self, ticket: Ticket, whole: Path) -> dict[str, int]:
-        try:
-            return await self._on_file_thread(check_update, whole, ticket)
-        except UpdateError as error:
-            # The bytes are what the client meant to send, and they are wrong: no use in a retry.
-            await self._database(self._desk.reject, ticket.task_id, str(error))
-            raise
-
-    async def _accept(
-        self, opening: federation_pb2.UploadOpen, received: int, widths: dict[str, int]
-    ) -> Receipt:
-        return await self._database(
-            self._desk.accept,
-            Arrived(
-                task_id=opening.task_id,
-                digest=opening.payload.sha256.hex(),
-                size=opening.payload.size,
-                samples=opening.samples,
-                metrics=checked_metrics(opening.metrics),
-                seconds=checked_seconds(opening.train_seconds),
-                restarted=opening.restarted,
-                bytes_up=received,
-                widths=widths,
-            ),
-        )
+    async def _put_aside(self, caller: Caller, seconds: float, reason: str) -> None:
+        """Record that a client is put aside; it is away from now on."""
+        arrival = self._engine.presence.get(caller.name)
+        if arrival is not None and caller.session in ("", arrival.session):
+            self._engine.presence.leave(caller.name, arrival.session)
+        await self._database(self._standing.put_aside, caller.name, caller.session, seconds, reason)
 
     # --- report ------------------------------------------------------------------------------
 
@@ -303,7 +235,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.ReportReply:
         """End a task that sends no payload."""
         try:
-            with refusals("Report", request.name), self._callers.admitted(context, request.name):
+            async with self._call("Report", request.name, request.session, context):
                 return federation_pb2.ReportReply(duplicate=await self._report(request))
         except RefusedError as refusal:
             await abort(context, refusal)
@@ -331,20 +263,20 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             )
         raise ProtocolError("a report carries a result or a failure, and this one carries neither")
 
+    # --- certificates ------------------------------------------------------------------------
 
-def _check_size(opening: federation_pb2.UploadOpen, ticket: Ticket) -> None:
-    """Refuse an update that cannot be one before its first byte is stored."""
-    dense = sum(row.nbytes for row in ticket.table.rows)
-    most = 2 * dense + 64 * len(ticket.table.rows) + 4096
-    if len(opening.payload.sha256) != 32 or not 0 < opening.payload.size <= most:
-        raise ProtocolError(
-            f"an update of {opening.payload.size} bytes with a digest of "
-            f"{len(opening.payload.sha256)} bytes; expected up to {most} and 32"
-        )
-
-
-def _receipt(task_id: str, receipt: Receipt, *, duplicate: bool) -> federation_pb2.UploadReply:
-    message = federation_pb2.Receipt(
-        task_id=task_id, status=_RECEIPTS[receipt], duplicate=duplicate
-    )
-    return federation_pb2.UploadReply(receipt=message)
+    async def Renew(  # noqa: N802
+        self, request: federation_pb2.RenewRequest, context: Context
+    ) -> federation_pb2.RenewReply:
+        """Sign a new certificate for the client that asks."""
+        try:
+            with refusals("Renew", str(context.peer())):
+                name, registry = self._callers.name(context), self._callers.registry
+            assert registry is not None
+            async with self._call("Renew", name, "", context):
+                issued = await self._database(registry.renew, name, request.signing_request)
+                return federation_pb2.RenewReply(
+                    certificate=issued.certificate, authority=registry.authority.der
+                )
+        except RefusedError as refusal:
+            await abort(context, refusal)

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
+import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
+from sqlalchemy import Connection, create_engine, event, inspect
 from sqlalchemy import Engine as SqlEngine
-from sqlalchemy import create_engine, event, insert, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
+from structlog.stdlib import get_logger
 
 from fedserver.errors import DataDirectoryError
-from fedserver.storage import schema
+from fedserver.storage.schema import REVISIONS
+from motley.wire.durable import put_in_place, sync_folder
 
+log = get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
-OWN_NAMES = {"lock", "motley.sqlite", "payloads", "incoming", "scratch", "control.sock"}
+OWN_NAMES = {
+    "backups",
+    "control.sock",
+    "identity",
+    "incoming",
+    "lock",
+    "motley.sqlite",
+    "payloads",
+    "scratch",
+}
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def lock_directory(root: Path) -> IO[str]:
@@ -53,41 +70,107 @@ def lock_directory(root: Path) -> IO[str]:
 
 
 def open_database(root: Path) -> SqlEngine:
-    """Open or create the database; raise DataDirectoryError when it is of another version."""
+    """Open or create the database; one of an older version is migrated after a backup.
+
+    Raises:
+        DataDirectoryError: no database of this program, of a newer version, or it cannot be
+            migrated; nothing was changed.
+    """
     path = root / "motley.sqlite"
+    engine = _engine(path)
+    try:
+        with engine.begin() as tx:
+            found = _revision(tx)
+        if found not in ("", *REVISIONS):
+            raise DataDirectoryError(
+                f"data directory {root} is of version {found}, this program writes version "
+                f"{REVISIONS[-1]}; use the program version that made it, or another --data"
+            )
+        if found != REVISIONS[-1]:
+            if found:
+                saved = _back_up(path, found)
+                log.info("database_backup", file=str(saved), version=found)
+            with engine.begin() as tx:
+                _migrate(tx, found)
+            log.info("database_migrated", before=found or "new", after=REVISIONS[-1])
+    except (DatabaseError, sqlite3.DatabaseError, OSError) as error:
+        engine.dispose()
+        said = error.orig if isinstance(error, DatabaseError) else error
+        raise DataDirectoryError(
+            f"{path} cannot be opened as a database of this program: {said}"
+        ) from None
+    except DataDirectoryError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _engine(path: Path) -> SqlEngine:
     # One connection for one thread: SQLite has a single writer, and so do we.
     engine = create_engine(
         f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False}
     )
 
     @event.listens_for(engine, "connect")
-    def _settings(connection: object, record: object) -> None:
-        cursor = connection.cursor()  # type: ignore[attr-defined]
+    def _settings(connection: Any, record: object) -> None:
+        # Python's driver would begin a transaction at the first change of data, and leave changes
+        # of tables outside of it: transactions begin below instead, all alike.
+        connection.isolation_level = None
+        cursor = connection.cursor()
         # FULL: a commit is on disk when it returns; promise 1 depends on it.
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    try:
-        with engine.begin() as tx:
-            schema.meta.create(tx, checkfirst=True)
-            found = tx.scalar(select(schema.meta.c.value).where(schema.meta.c.key == "version"))
-            if found is None:
-                schema.metadata.create_all(tx)
-                tx.execute(
-                    insert(schema.meta).values(key="version", value=str(schema.SCHEMA_VERSION))
-                )
-    except DatabaseError as error:
-        raise DataDirectoryError(
-            f"{path} is not a database of this program: {error.orig}"
-        ) from None
-    if found is not None and found != str(schema.SCHEMA_VERSION):
-        engine.dispose()
-        raise DataDirectoryError(
-            f"data directory {root} is of version {found}, this program writes version "
-            f"{schema.SCHEMA_VERSION}; use the program version that made it, or another --data"
-        )
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
     return engine
+
+
+def _revision(tx: Connection) -> str:
+    """Return the version of the tables that are there, "" for none.
+
+    Asked for without alembic, whose import takes longer than the rest of this module.
+    """
+    tables = inspect(tx).get_table_names()
+    if "alembic_version" in tables:
+        return str(tx.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
+    if "meta" in tables:  # before there were migrations
+        found = tx.exec_driver_sql("SELECT value FROM meta WHERE key = 'version'").scalar()
+        return "0001" if found == "1" else str(found or "")
+    return ""
+
+
+def _migrate(tx: Connection, found: str) -> None:
+    """Bring the tables to the newest version, inside the caller's transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = tx
+    if found and not inspect(tx).has_table("alembic_version"):
+        command.stamp(config, found)
+    command.upgrade(config, REVISIONS[-1])
+
+
+def _back_up(path: Path, version: str) -> Path:
+    """Copy the database beside itself, whole and synced; return where it lies."""
+    folder = path.parent / "backups"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    sync_folder(path.parent)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    target = folder / f"motley-{version}-{stamp}.sqlite"
+    partial = target.with_name(f"{target.name}.part")
+    partial.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
+        source.backup(copy)
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    put_in_place(partial, target)
+    return target
 
 
 class DatabaseThread:

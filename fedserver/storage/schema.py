@@ -14,19 +14,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
+    text,
 )
 
-SCHEMA_VERSION = 2
-"""Raised when the tables change; a data directory of another version is refused."""
+REVISIONS = ("0001", "0002")
+"""Of the tables, in order; `migrations/versions` has a file for each. The last one is ours."""
 
 metadata = MetaData()
-
-meta = Table(
-    "meta",
-    metadata,
-    Column("key", String, primary_key=True),
-    Column("value", String, nullable=False),
-)
 
 clients = Table(
     "clients",
@@ -37,10 +32,10 @@ clients = Table(
     Column("capabilities", JSON, nullable=False),
     Column("first_seen", Float, nullable=False),
     Column("last_seen", Float, nullable=False),
-    Column("revoked", Text, nullable=False, default=""),  # why; "" while it may come
+    Column("revoked", Text, nullable=False, server_default=text("''")),  # why; "" while it may come
     # A client that broke the protocol again and again is not served until then (wall clock).
-    Column("set_aside_until", Float, nullable=False, default=0.0),
-    Column("set_aside", Text, nullable=False, default=""),  # why
+    Column("set_aside_until", Float, nullable=False, server_default="0"),
+    Column("set_aside", Text, nullable=False, server_default=text("''")),  # why
 )
 
 join_tokens = Table(
@@ -133,10 +128,12 @@ rounds = Table(
     Column("state_after", String, nullable=False, default=""),
     Column("opened", Float),
     Column("closed", Float),
-    Column("pruned", Boolean, nullable=False, default=False),  # its payloads were removed
+    # Its payloads are no longer kept (rounds/housekeeping.py).
+    Column("pruned", Boolean, nullable=False, server_default=false()),
     Column("phases", JSON, nullable=False, default=dict),  # seconds by phase
     Column("metrics", JSON, nullable=False, default=dict),  # means over counted clients
     Index("rounds_by_run", "run", "round"),
+    Index("rounds_by_pruned", "pruned"),
 )
 
 tasks = Table(
@@ -164,4 +161,7 @@ tasks = Table(
     Index("tasks_by_round", "round_id", "client"),
     Index("tasks_by_client", "client", "status"),
     Index("tasks_by_run", "run", "status"),
+    # Housekeeping asks who needs a payload.
+    Index("tasks_by_payload", "payload"),
+    Index("tasks_by_update", "update"),
 )

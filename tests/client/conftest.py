@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from fake_server import FakeServer
 
-from fedclient.connection import open_channel
+from fedclient.channel import open_channel
 from fedclient.daemon import Daemon, Pace, make_desk
 from fedclient.desk import Desk
 from fedclient.device import Device
@@ -34,7 +35,8 @@ class NoWait(random.Random):
 
 @pytest.fixture(autouse=True)
 def _importable_workload(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *([before] if before else [])]))
 
 
 @pytest.fixture

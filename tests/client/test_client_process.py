@@ -198,11 +198,12 @@ def test_the_help_says_when_to_give_threads():
     assert "Give a number where a run's result must repeat" in threads.help
 
 
-def test_tls_cannot_be_asked_for_yet(tmp_path):
+def test_a_device_that_has_not_joined_is_told_how(tmp_path):
     command = start_command("127.0.0.1:9", tmp_path / "s")
     command.remove("--insecure")
     done = run_cli(command)
     assert done.returncode == 2
+    assert "fedclient join TOKEN --name phone-1" in done.stderr
     assert "--insecure" in done.stderr
 
 

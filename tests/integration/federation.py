@@ -29,13 +29,16 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
 
 
 class Federation:
-    """One server and its clients, each a process with a folder of its own."""
+    """One server and its clients, each a process with a folder of its own.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    `certificates`: options of `fedserver init`; None: plain text.
+    """
+
+    def __init__(self, root: Path, certificates: list[str] | None = None) -> None:
+        self.root, self.certificates = root, certificates
         self.data = root / "server"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.address = ""
+        self.address = self.join_address = self.control_address = ""
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -52,24 +55,50 @@ class Federation:
         )
 
     def serve(self, *options: str) -> None:
-        """Start the server; on a restart it takes the same port."""
+        """Start the server; on a restart it takes the same ports."""
         ready = self.root / "ready"
         ready.unlink(missing_ok=True)
         listen = self.address or "127.0.0.1:0"
         arguments = ["fedserver.cli", "serve", "--data", str(self.data), "--listen", listen]
-        arguments += ["--insecure", "--ready-file", str(ready), "--log-format", "json", *options]
+        if self.certificates is None:
+            arguments += ["--insecure"]
+        else:
+            if not (self.data / "identity").exists():
+                self.command("init", "--address", "127.0.0.1", *self.certificates)
+            arguments += ["--join-listen", self.join_address or "127.0.0.1:0"]
+        arguments += ["--ready-file", str(ready), "--log-format", "json", *options]
         self._start("server", arguments)
 
-        def address() -> str:
+        def listening() -> list[str]:
             assert self.processes["server"].poll() is None, self.log("server")
-            return ready.read_text() if ready.exists() else ""
+            return ready.read_text().splitlines() if ready.exists() else []
 
-        self.address = until(address, "the server listens")
+        self.address, *others = until(listening, "the server listens")
+        ports = dict(line.split(" ") for line in others)
+        self.join_address = ports.get("join", "")
+        self.control_address = ports.get("control", "")
+
+    def join(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Let a device join with a token of its own; `options` are those of the token."""
+        created = self.command("tokens", "create", "--json", *options).stdout
+        token = json.loads(created)["token"]
+        state = ["--name", name, "--state", str(self.root / name)]
+        return subprocess.run(
+            [sys.executable, "-m", "fedclient.cli", "join", token, *state],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
 
     def client(self, name: str, data: str, *options: str) -> None:
-        """Start a client."""
-        arguments = ["fedclient.cli", "start", "--server", self.address, "--name", name]
-        arguments += ["--state", str(self.root / name), "--data", data, "--insecure"]
+        """Start a client; with certificates it joins first, if it has not yet."""
+        arguments = ["fedclient.cli", "start", "--name", name]
+        arguments += ["--state", str(self.root / name), "--data", data]
+        if self.certificates is None:
+            arguments += ["--server", self.address, "--insecure"]
+        elif not (self.root / name / "identity").exists():
+            done = self.join(name)
+            assert done.returncode == 0, done.stderr
         self._start(name, [*arguments, "--log-format", "json", "--threads", "1", *options])
 
     def kill(self, name: str) -> None:
@@ -145,9 +174,9 @@ class Federation:
 
 
 @contextmanager
-def federation(root: Path) -> Iterator[Federation]:
-    """Give a federation that is ended whatever happens."""
-    found = Federation(root)
+def federation(root: Path, certificates: list[str] | None = None) -> Iterator[Federation]:
+    """Give a federation that is ended whatever happens; see `Federation`."""
+    found = Federation(root, certificates)
     try:
         yield found
     finally:

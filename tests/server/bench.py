@@ -135,9 +135,9 @@ class Bench:
         while (job := self.engine.tick()) is not None:
             if isinstance(job, PrepareJob):
                 result, state = _prepared(job.context.runfile.model_dump_json() and self._text(job))
-                scratch = self.payloads.scratch("initial")
-                scratch.write_bytes(state)
-                self.payloads.adopt(scratch, str(result["sha256"]))
+                with self.payloads.scratch("initial") as scratch:
+                    scratch.write_bytes(state)
+                    self.payloads.adopt(scratch, str(result["sha256"]))
                 self.engine.apply(job, result)
                 continue
             if isinstance(job, FoldJob):

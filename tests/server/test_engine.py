@@ -345,15 +345,6 @@ def test_replay_agrees_and_finds_damage(bench: Bench) -> None:
     assert "damaged" in outcome["problem"]
 
 
-def test_data_directory_of_another_version_is_refused(tmp_path: Path) -> None:
-    engine = open_database(tmp_path)
-    with engine.begin() as tx:
-        tx.exec_driver_sql("UPDATE meta SET value = '999' WHERE key = 'version'")
-    engine.dispose()
-    with pytest.raises(DataDirectoryError, match="version 999"):
-        open_database(tmp_path)
-
-
 def test_data_directory_in_use_is_refused(tmp_path: Path) -> None:
     held = lock_directory(tmp_path)
     with pytest.raises(DataDirectoryError, match="in use"):

@@ -47,7 +47,7 @@ def run_fold(folder: Path, state: Tensors, contributions: list[Contribution]) ->
         table=TABLE,
         state=write(folder / "state", state),
         contributions=contributions,
-        reducer="weighted_mean",
+        reducer=weighted_mean,
         finish_tile=lambda old, reduced: reduced,
         out=out,
     )
@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_clients(tmp_path: Path, clients: int) -> None
         table=table,
         state=tmp_path / "u",
         contributions=contributions,
-        reducer="weighted_mean",
+        reducer=weighted_mean,
         finish_tile=lambda old, reduced: reduced,
         out=tmp_path / "out",
     )

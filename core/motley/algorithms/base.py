@@ -218,6 +218,9 @@ class Algorithm(ABC):
     reducer: ClassVar[str] = "weighted_mean"
     """How a tile of all clients' values becomes one: a name in `fedserver.aggregation.reducers`."""
 
+    takes_robust_rules: ClassVar[bool] = True
+    """Whether a run file may put a median or trimmed mean, which know no weights, in its place."""
+
     def finish_tile(self, state: FloatArray, reduced: FloatArray) -> FloatArray:
         """Turn a reduced tile into the new global state's tile. Default: take it as it is."""
         return reduced

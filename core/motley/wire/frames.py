@@ -104,7 +104,16 @@ class FrameWriter:
         os.fsync(self._stream.fileno())
 
     def finish(self, sha256: bytes) -> Path:
-        """Compare the whole file's SHA-256, sync it and rename it to the target; return that.
+        """Do what `verify` does, rename the file to the target and return that.
+
+        Raises:
+            FrameError, PayloadError: as `verify`.
+        """
+        put_in_place(self.verify(sha256), self._target)
+        return self._target
+
+    def verify(self, sha256: bytes) -> Path:
+        """Sync the whole file, compare its SHA-256 and return where it lies: in its partial place.
 
         Raises:
             FrameError: bytes are missing; the partial file stays.
@@ -122,8 +131,7 @@ class FrameWriter:
                 f"the file has SHA-256 {found.hex()}; announced was {sha256.hex()}. "
                 "It was removed; send it again from offset 0"
             )
-        put_in_place(self._partial, self._target)
-        return self._target
+        return self._partial
 
     def close(self) -> None:
         """Close the partial file and keep it."""

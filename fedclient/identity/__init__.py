@@ -1,0 +1,1 @@
+"""How a device joins, what it then holds, and how that is renewed."""

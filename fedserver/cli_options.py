@@ -1,0 +1,83 @@
+"""What the commands of `fedserver` share: their options, and how they reach the server."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional, get_type_hints
+
+import typer
+
+from motley.errors import MotleyError
+
+
+def default_data() -> Path:
+    """Return the data directory where none is named."""
+    share = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(os.environ.get("MOTLEY_DATA") or Path(share).expanduser() / "motley")
+
+
+DataOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads annotations of Python 3.10 at run time
+    typer.Option("--data", help="Data directory of the server. [env: MOTLEY_DATA]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+OperatorOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--operator",
+        metavar="FILE",
+        envvar="MOTLEY_OPERATOR",
+        help="An operator's file: steer a server on another machine.",
+    ),
+]
+ServerOption = Annotated[
+    str,
+    typer.Option(
+        "--server", metavar="HOST:PORT", help="Its control port, where the file names none."
+    ),
+]
+
+
+def steers(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a connection as its first argument, and the options that choose it."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters = list(inspect.signature(command).parameters.values())[1:]
+    options: dict[str, tuple[Any, Any]] = {
+        "data": (DataOption, None),
+        "operator": (OperatorOption, None),
+        "server": (ServerOption, ""),
+    }
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        data, operator, server = (arguments.pop(name) for name in options)
+        with connect(data, operator, server) as connection:
+            command(connection, **arguments)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    given = [p.replace(kind=keyword, annotation=hints[p.name]) for p in parameters]
+    added = [
+        inspect.Parameter(name, keyword, default=default, annotation=kind)
+        for name, (kind, default) in options.items()
+    ]
+    run.__signature__ = inspect.Signature([*given, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*given, *added)}
+    return run
+
+
+def connect(data: Path | None, operator: Path | None, server: str) -> Any:
+    """Return a connection over the data directory's socket, or over TCP with an operator's file."""
+    from fedserver.client import Operator
+
+    if operator is None:
+        if server:
+            raise MotleyError(
+                "--server needs the certificate of an operator: name its file with --operator, "
+                "or leave --server out to steer the server of this machine"
+            )
+        return Operator(data or default_data())
+    return Operator.over_network(operator, server)

@@ -1,0 +1,1 @@
+"""The server's authority, who holds which certificate, and join tokens."""

@@ -1,0 +1,59 @@
+"""Clients that the operator shut out: they leave their runs, and no round waits for them."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, select, update
+from structlog.stdlib import get_logger
+
+from fedserver.rounds.closing import OPEN_TASKS
+from fedserver.storage.schema import clients, members, runs, tasks
+
+log = get_logger()
+
+_MARK = "revoked: "
+"""How the reason of such an exclusion begins; others are not touched when a client may return."""
+
+
+def shut_out(tx: Connection, client: str, reason: str, now: float) -> None:
+    """Take a client out of every run that goes on, or may; its open tasks fail.
+
+    Args:
+        tx: the transaction in which the client is revoked.
+        client: its name.
+        reason: why, for the record.
+        now: wall clock.
+    """
+    why = f"{_MARK}{reason}"
+    waiting = tasks.c.client == client, tasks.c.status.in_(OPEN_TASKS)
+    concerned = select(runs.c.id).where(runs.c.status != "finished")
+    unfinished = select(tasks.c.run).where(*waiting)
+    out = tx.execute(
+        update(members)
+        .where(members.c.client == client, members.c.excluded == "")
+        .where(members.c.run.in_(concerned) | members.c.run.in_(unfinished))
+        .values(excluded=why)
+    )
+    failed = tx.execute(
+        update(tasks).where(*waiting).values(status="failed", reason=why, ended=now)
+    )
+    log.warning("client_shut_out", client=client, runs=out.rowcount, tasks=failed.rowcount)
+
+
+def take_back(tx: Connection, client: str) -> None:
+    """Let a client back into the runs that it was shut out of: a device joined in its name."""
+    tx.execute(
+        update(members)
+        .where(members.c.client == client, members.c.excluded.startswith(_MARK))
+        .values(excluded="")
+    )
+
+
+def keep_out(tx: Connection, run_id: str) -> None:
+    """Exclude the members of a run that goes on who are revoked."""
+    revoked = select(clients.c.name, clients.c.revoked).where(clients.c.revoked != "")
+    for name, reason in tx.execute(revoked).all():
+        tx.execute(
+            update(members)
+            .where(members.c.run == run_id, members.c.client == name)
+            .values(excluded=f"{_MARK}{reason}")
+        )

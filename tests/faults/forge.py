@@ -1,0 +1,249 @@
+"""Starts processes in milliseconds: by forking one that has imported everything already.
+
+A training process takes over two seconds of processor time to import torch, a server one; a bench
+that kills hundreds of them would spend most of its time there. `python forge.py SOCKET` imports
+all and waits; each request (arguments, environment, folder, three descriptors) becomes a fork with
+a session of its own, so that signals, groups and exit statuses are those of any process. Where
+figures of a process count (memory), processes are started plainly instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+STUB = HERE / "forge_stub.py"
+MODULES = (
+    "launch",
+    "fedserver.cli",
+    "fedserver.serve",
+    "fedclient.cli",
+    "fedclient.daemon",
+    "fedclient.worker",
+    "fedclient.profile",
+    "motley.execution.executor",
+    "motley.algorithms.fedavg",
+    "motley.training.alternating",
+    "motley.training.sgd",
+    "motley.training.distillation",
+    "tiny_workload",
+)
+REQUEST_BYTES = 1 << 18
+
+
+class Forge:
+    """The bench's side: the process that forks, and what it forked."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.socket = folder / "forge.sock"
+        self._log = (folder / "forge.log").open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-u", str(HERE / "forge.py"), str(self.socket)],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            env=dict(environment),
+        )
+        end = time.monotonic() + 90
+        while not self.socket.exists():
+            assert self._process.poll() is None, "the forge did not start; see forge.log"
+            assert time.monotonic() < end, "the forge did not start within 90 s"
+            time.sleep(0.02)
+
+    def start(
+        self, arguments: list[str], environment: Mapping[str, str], folder: Path, log: Any
+    ) -> Forged:
+        """Start a process whose output goes to `log`."""
+        with open(os.devnull, "rb") as nothing:
+            descriptors = [nothing.fileno(), log.fileno(), log.fileno()]
+            return Forged(self.socket, arguments, environment, folder, descriptors)
+
+    def close(self) -> None:
+        """End the forge; what it forked was ended before."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+        self._log.close()
+
+
+class Forged:
+    """A process, with as much of `subprocess.Popen` as the bench uses."""
+
+    def __init__(
+        self,
+        path: Path,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        descriptors: list[int],
+    ) -> None:
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._line.connect(str(path))
+        request = {"arguments": arguments, "environment": dict(environment), "folder": str(folder)}
+        socket.send_fds(self._line, [json.dumps(request).encode()], descriptors)
+        self.pid: int = json.loads(self._line.recv(1000))["pid"]
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, None while the process runs."""
+        return self._read(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end."""
+        status = self._read(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired("forged", timeout or 0.0)
+        return status
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def _read(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            self._line.settimeout(timeout)
+            with contextlib.suppress(BlockingIOError, TimeoutError):
+                data = self._line.recv(1000)
+                status = json.loads(data)["status"] if data else signal.SIGKILL
+                self.returncode = os.waitstatus_to_exitcode(status)
+                self._line.close()
+        return self.returncode
+
+
+# --- the process that forks ----------------------------------------------------------------------
+
+
+class _Smithy:
+    def __init__(self, path: str) -> None:
+        self._children: dict[int, socket.socket] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(path)
+        self._listener.listen(64)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def run(self) -> Callable[[], None]:
+        """Fork until standard input is closed; in each fork, return what it has to do."""
+        watch = selectors.DefaultSelector()
+        watch.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        watch.register(self._wake_read, selectors.EVENT_READ)
+        watch.register(self._listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in watch.select():
+                if key.fd == sys.stdin.fileno():
+                    self._end_children()
+                    return lambda: None
+                if key.fd == self._wake_read:
+                    os.read(self._wake_read, 4096)
+                    self._bury()
+                elif (work := self._fork()) is not None:
+                    watch.close()
+                    return work
+
+    def _end_children(self) -> None:
+        """Leave nothing behind when the bench was killed."""
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _bury(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            line = self._children.pop(pid)
+            with contextlib.suppress(OSError):
+                line.send(json.dumps({"status": status}).encode())
+            line.close()
+
+    def _fork(self) -> Callable[[], None] | None:
+        line, _ = self._listener.accept()
+        data, descriptors, _, _ = socket.recv_fds(line, REQUEST_BYTES, 3)
+        request = json.loads(data)
+        pid = os.fork()
+        if pid:
+            self._children[pid] = line
+            line.send(json.dumps({"pid": pid}).encode())
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return None
+        self._become_child(line, descriptors)
+        return lambda: _work(request)
+
+    def _become_child(self, line: socket.socket, descriptors: list[int]) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        for other in (self._listener, line, *self._children.values()):
+            other.close()
+
+
+def _work(request: dict[str, Any]) -> None:
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    if "stub" in request:
+        _die_with(request["stub"])
+    module, *_ = arguments = request["arguments"]
+    if module == "fedclient.profile":
+        sys.argv = arguments
+        importlib.import_module(module).main()
+        return
+    sys.argv = ["launch", *arguments]
+    importlib.import_module("launch").main()
+
+
+def _die_with(pid: int) -> None:
+    """Kill this process when the one that stands for it is gone."""
+    import select
+    import threading
+
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
+
+    def watch() -> None:
+        select.select([handle], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Import everything, then fork."""
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    work = _Smithy(sys.argv[1]).run()
+    work()
+
+
+if __name__ == "__main__":
+    main()

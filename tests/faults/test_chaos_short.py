@@ -1,0 +1,43 @@
+"""A few fixed fault schedules: chaos equals calm. `make faults` runs a hundred."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+
+import pytest
+from chaos import in_memory, run_all
+from fault_points import POINTS
+from schedules import schedule, systematic_count
+
+SEEDS = [8, 9, 52]
+"""FedAvg with over-selection and QuPeD under systematic faults, and one drawn at random."""
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(600)
+def test_disturbed_runs_end_in_the_models_of_calm_ones() -> None:
+    with in_memory() as folder:
+        reports = run_all(SEEDS, folder)
+    assert {r.schedule.seed: r.verdict.problems for r in reports} == {s: [] for s in SEEDS}
+    assert all(r.verdict.acknowledged >= 32 for r in reports)
+    assert sum(len(r.fired) for r in reports) >= 6, "faults did take place"
+
+
+def test_schedules_go_through_every_point_and_follow_from_their_seed() -> None:
+    seen = {
+        f"{fault.role}:{fault.point}"
+        for number in range(systematic_count())
+        for fault in schedule(number).faults
+        if hasattr(fault, "point")
+    }
+    assert seen == {point.key for point in POINTS}
+    assert schedule(77) == schedule(77)
+    assert sum(schedule(number).over_select for number in range(99)) == 33
+
+
+def test_every_fault_point_names_a_function_of_the_product() -> None:
+    for point in POINTS:
+        if point.target:
+            module, _, path = point.target.partition(":")
+            assert callable(operator.attrgetter(path)(importlib.import_module(module))), point.key
