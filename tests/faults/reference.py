@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,22 @@ from tiny_workload import Tiny
 
 from fedserver.rounds.context import ModelInfo, RunContext
 from motley.algorithms import registry
-from motley.algorithms.base import Moment, Tensors
+from motley.algorithms.base import Moment, Tensors, UpdateFacts
 from motley.execution.executor import Executor, Outcome
 from motley.models.units import fresh_tensors, unit_table
-from motley.plan import FULL_PRECISION
+from motley.plan import FULL_PRECISION, Plan
 from motley.runfile import parse
 from motley.seeding import derive, numpy_generator
 from motley.task import TaskKind, TaskSpec
 from motley.wire import PayloadReader, encode_dense, quantize_uniform, write_payload
 from motley.workload import DataSpec
+
+PROFILE = {
+    "download_bytes_per_second": 0.0,
+    "upload_bytes_per_second": 0.0,
+    "storage_free_bytes": 0,
+}
+"""Of every client: no plan here depends on it."""
 
 
 class _Memory:
@@ -150,8 +158,10 @@ class Reference:
     def _task(self, state: str, number: int, name: str, base: str) -> TaskSpec:
         context, run = self._context, self._context.runfile.run
         tier = TIERS[name] if TIERS[name] in self._tiers else next(iter(self._tiers))
-        variant = self._tiers[tier].variant or context.prepared.default_variant
-        member = context.member(name, tier, variant)
+        row = SimpleNamespace(
+            client=name, tier=tier, variant=context.variant_for(self._tiers[tier]), profile=PROFILE
+        )
+        member = context.member(row)
         plan = context.algorithm.plan(
             member, Moment(round=number, rounds=run.rounds, seed=run.seed)
         )
@@ -203,7 +213,11 @@ class Reference:
         """Weighted mean in order of name, one client after another, in float32."""
         algorithm, old = self._context.algorithm, self._load(state)
         scalars = {
-            name: algorithm.measure(t.outcome.samples, t.outcome.metrics)
+            name: algorithm.measure(
+                UpdateFacts(
+                    samples=t.outcome.samples, metrics=t.outcome.metrics, plan=Plan(variant="")
+                )
+            )
             for name, t in done.items()
         }
         coefficients = algorithm.coefficients(scalars)
