@@ -64,12 +64,12 @@ class Report:
     def line(self) -> str:
         """Return one line for people."""
         s, v = self.schedule, self.verdict
-        kind = f"{s.algorithm}{'+over' if s.over_select else ''}"
+        kind = f"{s.algorithm}{'+over' if s.over_select else ''}{'+tls' if s.certificates else ''}"
         dead = sum(self.restarts.values())
         said = "ok  " if not v.problems else "FAIL"
         faults = "; ".join(map(str, s.faults))
         return (
-            f"{said} seed={s.seed:<6} {kind:11} {self.seconds:5.1f}s fired={len(self.fired)}/"
+            f"{said} seed={s.seed:<6} {kind:15} {self.seconds:5.1f}s fired={len(self.fired)}/"
             f"{len(s.faults)} restarts={dead} attempts={v.attempts} uncounted={v.uncounted}"
             f"  [{faults}]" + "".join(f"\n       - {problem}" for problem in v.problems)
         )
@@ -121,7 +121,7 @@ class Bench:
         """Submit the run, let the faults happen, and wait for its end; return its id."""
         world = self.world
         waiting = [f for f in plan.faults if not isinstance(f, Step)]
-        text = runfile(plan.algorithm, over_select=plan.over_select, name=plan.name)
+        text = runfile(plan.algorithm, over_select=plan.over_select, name=plan.name, keep=plan.keep)
         run_id = world.submit_surely(text, plan.name)
         begun, asked = time.monotonic(), 0.0
         while True:
@@ -141,8 +141,7 @@ class Bench:
     def _is_over(self, plan: Schedule, record: dict[str, Any], waiting: list[Any]) -> bool:
         status = record["status"]
         if status in ("paused", "failed"):
-            assert plan.allows_pause, f"the run is {status}: {record['reason']}"
-            self.world.resume(record["id"])
+            raise AssertionError(f"the run is {status}: {record['reason']}")
         return status == "finished" and not record["finish_waiting"]
 
     def _happen(self, plan: Schedule, fault: Fault, report: Report) -> None:
@@ -150,7 +149,7 @@ class Bench:
         if isinstance(fault, Outside):
             _outside(world, plan, fault)
         elif isinstance(fault, Network):
-            _network(world, fault)
+            _network(world, fault, anywhere=plan.certificates)
         report.fired.append(
             {
                 "process": fault.process,
@@ -190,7 +189,7 @@ def _outside(world: Fleet, plan: Schedule, fault: Outside) -> None:
         world.order(name, plan.name, orders, clock=fault.seconds)
 
 
-def _network(world: Fleet, fault: Network) -> None:
+def _network(world: Fleet, fault: Network, *, anywhere: bool) -> None:
     link = world.link(fault.process)
     direction = "up" if fault.direction == "up" else "down"
     if fault.action in ("reset", "fin"):
@@ -204,12 +203,14 @@ def _network(world: Fleet, fault: Network) -> None:
     elif fault.action == "throttle":
         link.slow(rate=fault.size)
     else:
-        link.corrupt(direction)
+        link.corrupt(direction, anywhere=anywhere)
 
 
 def calm(bench: Bench, algorithm: str, number: int) -> Report:
     """Run without faults, and keep its model as what the disturbed runs must end in."""
-    plan = Schedule(900_000_000 + number, algorithm, False, ())
+    plan = Schedule(
+        900_000_000 + number, algorithm, False, (), bench.world.certificates is not None
+    )
     report = bench.run(plan)
     assert not report.verdict.problems, f"the calm run failed: {report.verdict.problems}"
     bench.calm[algorithm] = report.verdict.state
@@ -217,16 +218,31 @@ def calm(bench: Bench, algorithm: str, number: int) -> Report:
 
 
 def run_all(seeds: list[int], root: Path) -> list[Report]:
-    """Run schedules one after another on one fleet; print a line for each."""
+    """Run those in plain text on one fleet, then those over TLS on another; print a line each."""
+    reports: list[Report] = []
+    calm_models: dict[str, str] = {}
+    for certificates in (False, True):
+        plans = [plan for plan in map(schedule, seeds) if plan.certificates is certificates]
+        if plans:
+            folder = root / ("tls" if certificates else "plain")
+            reports += _run_on_one(plans, folder, calm_models)
+    return reports
+
+
+def _run_on_one(plans: list[Schedule], root: Path, calm_models: dict[str, str]) -> list[Report]:
+    """Run schedules on one fleet, which first shows what undisturbed runs end in."""
     reports = []
-    with fleet(root / "fleet") as world:
+    certificates: list[str] | None = [] if plans[0].certificates else None
+    with fleet(root / "fleet", certificates=certificates) as world:
         world.start()
         bench = Bench(world, root / "reference")
-        for number, algorithm in enumerate(sorted({schedule(seed).algorithm for seed in seeds})):
+        for number, algorithm in enumerate(sorted({plan.algorithm for plan in plans})):
             report = calm(bench, algorithm, number)
-            print(f"calm {algorithm}: {report.seconds:.1f} s, {report.verdict.state[:16]}")
-        for seed in seeds:
-            report = bench.run(schedule(seed))
+            state = report.verdict.state
+            assert calm_models.setdefault(algorithm, state) == state, "calm runs differ"
+            print(f"calm {root.name} {algorithm}: {report.seconds:.1f} s, {state[:16]}", flush=True)
+        for plan in plans:
+            report = bench.run(plan)
             reports.append(report)
             print(report.line(), flush=True)
     return reports
@@ -252,6 +268,8 @@ def summary(reports: list[Report], seconds: float) -> dict[str, Any]:
         "passed": len(reports) - len(bad),
         "failed_seeds": bad,
         "over_selected": sum(r.schedule.over_select for r in reports),
+        "over_tls": sum(r.schedule.certificates for r in reports),
+        "rounds_pruned": sum(r.verdict.pruned for r in reports),
         "minutes": round(seconds / 60, 2),
         "faults_fired": sum(len(r.fired) for r in reports),
         "actions": dict(sorted(actions.items())),

@@ -49,15 +49,22 @@ FRAMES = "motley.wire.frames:FrameWriter"
 DURABLE = "motley.wire.durable"
 PAYLOAD = "motley.wire.payload"
 JOBS = "fedserver.rounds.jobs"
+STORE = "fedserver.storage.payloads:PayloadStore"
 DISK = "fedclient.disk:Disk"
 OUTBOX = "fedclient.outbox:Outbox"
 
 SERVER: tuple[Point, ...] = (
     Point("server", "frame.write", f"{FRAMES}.write", ALL, 20, writes=True),
-    Point("server", "frame.finish", f"{FRAMES}.finish", ENDS, 12, writes=True),
-    Point("server", "put_in_place", f"{DURABLE}:put_in_place", ALL, 12, writes=True),
+    Point("server", "frame.verify", f"{FRAMES}.verify", ENDS, 12, writes=True),
+    Point("server", "frames.drain", "fedserver.service.intake:Intake._drain", ENDS, 12),
+    Point("server", "put_in_place", f"{DURABLE}:put_in_place", ALL, 4, writes=True),
     Point("server", "sync_folder", f"{DURABLE}:sync_folder", ENDS, 12, writes=True),
-    Point("server", "adopt", "fedserver.storage.payloads:PayloadStore.adopt", ENDS, 12),
+    Point("server", "begin_incoming", f"{STORE}.begin_incoming", ENDS, 12, writes=True),
+    Point("server", "drop_incoming", f"{STORE}.drop_incoming", ENDS, 12),
+    Point("server", "forget_incoming", f"{STORE}.forget_incoming", ENDS, 6),
+    Point("server", "keep", f"{STORE}.keep", ENDS, 12, writes=True),
+    Point("server", "adopt", f"{STORE}.adopt", ENDS, 4),
+    Point("server", "remove_doomed", f"{STORE}.remove_doomed", ENDS, 6),
     Point("server", "payload.segment", f"{PAYLOAD}:_write_segment", ENDS, 12, writes=True),
     Point("server", "payload.write", f"{PAYLOAD}:write_payload", ENDS, 4, writes=True),
     Point("server", "check_update", "fedserver.rounds.updates:check_update", ENDS, 12),
@@ -72,7 +79,10 @@ SERVER: tuple[Point, ...] = (
     *_transaction("server", "next_task", 12),
     *_transaction("server", "accept", 12),
     *_transaction("server", "count_download", 12),
-    *_transaction("server", "end", 4),
+    *_transaction("server", "add_traffic", 12),
+    *_transaction("server", "report_result", 6),
+    *_transaction("server", "judge", 6),
+    *_transaction("server", "open_database", 1, "restart"),
     *_transaction("server", "enrol", 1, "restart"),
     *_transaction("server", "recover", 1, "restart"),
     *_transaction("server", "save_time_left", 1, "terminate"),
@@ -81,6 +91,7 @@ SERVER: tuple[Point, ...] = (
 
 CLIENT: tuple[Point, ...] = (
     Point("client", "frame.write", f"{FRAMES}.write", ALL, 12, writes=True),
+    Point("client", "frame.verify", f"{FRAMES}.verify", ENDS, 4, writes=True),
     Point("client", "frame.finish", f"{FRAMES}.finish", ENDS, 4, writes=True),
     Point("client", "put_in_place", f"{DURABLE}:put_in_place", ALL, 4, writes=True),
     Point("client", "sync_folder", f"{DURABLE}:sync_folder", ENDS, 4, writes=True),
@@ -113,6 +124,13 @@ WORKER: tuple[Point, ...] = (
 )
 
 POINTS: tuple[Point, ...] = (*SERVER, *CLIENT, *WORKER)
+
+RARE: tuple[Point, ...] = (
+    Point("server", "back_up", "fedserver.storage.database:_back_up", ENDS, 1, writes=True),
+    Point("server", "migrate", "fedserver.storage.database:_migrate", ENDS, 1, writes=True),
+    Point("client", "identity.put", "fedclient.identity.store:IdentityStore._put", ENDS, 1),
+)
+"""Steps of no ordinary run: single disturbances go through them."""
 PERSONAL_ONLY = frozenset(
     {
         "worker:personal.save",
@@ -127,4 +145,4 @@ PERSONAL_ONLY = frozenset(
 
 def of_role(role: str) -> tuple[Point, ...]:
     """Return the points of one kind of process."""
-    return tuple(point for point in POINTS if point.role == role)
+    return tuple(point for point in (*POINTS, *RARE) if point.role == role)

@@ -291,7 +291,8 @@ def running_method() -> str:
             name = frame.f_code.co_name.lstrip("_")
             if name == "apply":
                 name += f" {type(frame.f_locals['job']).__name__}"
-            return name
+            if name != "transition":  # the engine's frame around a transaction of its callers
+                return name
         frame = frame.f_back
     return ""
 

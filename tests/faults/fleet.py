@@ -38,9 +38,25 @@ def data_of(name: str) -> str:
 class Fleet(Federation):
     """A server and its clients, each client behind a link of its own."""
 
-    def __init__(self, root: Path, names: tuple[str, ...] = NAMES, *, forked: bool = True) -> None:
-        """`forked`: start processes by forking (forge.py), else plainly."""
-        super().__init__(root)
+    def __init__(
+        self,
+        root: Path,
+        names: tuple[str, ...] = NAMES,
+        *,
+        forked: bool = True,
+        certificates: list[str] | None = None,
+    ) -> None:
+        """Make a fleet of which nothing runs yet.
+
+        Args:
+            root: a folder for everything.
+            names: of the clients.
+            forked: start processes by forking (forge.py), else plainly.
+            certificates: options of `fedserver init`; None: plain text.
+        """
+        super().__init__(root, certificates)
+        self.serve_options: tuple[str, ...] = ()
+        """More options of `fedserver serve`."""
         self.names = names
         self.proxy = Proxy()
         self.restarts: dict[str, int] = {}
@@ -64,6 +80,8 @@ class Fleet(Federation):
         module, *options = arguments
         if "--server" in options:
             options[options.index("--server") + 1] = self.link(name).address
+        elif module == "fedclient.cli":  # over TLS a client knows the address from joining
+            options += ["--server", self.link(name).address]
         environment = {
             **self._environment,
             "FAULTS_PLAN": str(self._faults / f"{name}.json"),
@@ -86,7 +104,7 @@ class Fleet(Federation):
 
     def start_server(self) -> None:
         """Start the server and wait until it listens; it may die of a fault meanwhile."""
-        self.serve("--workload", WORKLOAD)
+        self.serve("--workload", WORKLOAD, *self.serve_options)
         host, _, port = self.address.rpartition(":")
         self.proxy.target = (host, int(port))
 
@@ -240,10 +258,16 @@ class Fleet(Federation):
 
 
 @contextmanager
-def fleet(root: Path, names: tuple[str, ...] = NAMES, *, forked: bool = True) -> Iterator[Fleet]:
-    """Give a fleet that is ended whatever happens."""
+def fleet(
+    root: Path,
+    names: tuple[str, ...] = NAMES,
+    *,
+    forked: bool = True,
+    certificates: list[str] | None = None,
+) -> Iterator[Fleet]:
+    """Give a fleet that is ended whatever happens; see `Fleet`."""
     root.mkdir(parents=True, exist_ok=True)
-    found = Fleet(root, names, forked=forked)
+    found = Fleet(root, names, forked=forked, certificates=certificates)
     try:
         yield found
     finally:

@@ -60,6 +60,16 @@ learning_rate = 0.1
 """
 
 
+WIDE = """
+calls_per_second = 1e6
+calls_burst = 1_000_000
+strikes = 1_000_000
+transfers_per_client = 1000
+pending_uploads = 1000
+"""
+"""Limits so wide that inputs reach the code behind them; narrow ones have tests of their own."""
+
+
 @dataclass
 class Outcome:
     """What the attack came to."""
@@ -157,6 +167,9 @@ def find_tasks(sender: Sender, world: Fleet) -> None:
 def attack(root: Path, *, inputs: int, seed: int, rounds: int) -> Outcome:
     """Run a federation of two healthy clients and an attacker; return what came of it."""
     with fleet(root, ("c0", "c1"), forked=False) as world:
+        limits = root / "limits.toml"
+        limits.write_text(WIDE)
+        world.serve_options = ("--limits", str(limits))
         world.start()
         hold = Sender(world.address)
         calm = _timed_run(world, hold, "calm", CALM_ROUNDS)

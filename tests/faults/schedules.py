@@ -17,6 +17,8 @@ from fleet import NAMES
 
 SPAN = 10_000
 """A schedule's seed is the bench's seed times this, plus its number."""
+KEEPS: dict[int, int | None] = {1: None, 4: 3}
+"""Every fifth schedule keeps payloads as by default, every fifth those of three rounds alone."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,15 @@ class Schedule:
     algorithm: str
     over_select: bool
     faults: tuple[Fault, ...]
+    certificates: bool = False
+    """Whether everything goes over mutual TLS."""
+    keep: int | None = 0
+    """Closed rounds whose payloads stay: 0 for all, None for the default."""
 
     @property
     def name(self) -> str:
         """Name of the run and of the plans."""
         return f"s{self.seed}"
-
-    @property
-    def allows_pause(self) -> bool:
-        """Whether the server's disk is full at some time: then the operator may have to help."""
-        return any(f.process == "server" and f.action == "enospc" for f in self.faults)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -105,6 +106,7 @@ def schedule(seed: int) -> Schedule:
     """Return the schedule of a seed."""
     number = seed % SPAN
     rng = random.Random(seed)
+    certificates = number // 2 % 2 == 1
     algorithm = ("fedavg", "quped")[number % 2]
     chunks = _chunks(algorithm)
     turn = number // 2
@@ -113,8 +115,10 @@ def schedule(seed: int) -> Schedule:
     else:
         faults = [_random_fault(rng, algorithm) for _ in range(rng.randint(1, 4))]
         if rng.random() < 0.15:
-            faults.append(_clock(rng))
-    return Schedule(seed, algorithm, number % 3 == 2, tuple(faults))
+            faults.append(_clock(rng, certificates))
+    return Schedule(
+        seed, algorithm, number % 3 == 2, tuple(faults), certificates, KEEPS.get(number % 5, 0)
+    )
 
 
 def systematic_count() -> int:
@@ -211,9 +215,11 @@ def _random_outside(rng: random.Random) -> Outside:
     return Outside(process, rng.uniform(0, 3), action, seconds)
 
 
-def _clock(rng: random.Random) -> Outside:
+def _clock(rng: random.Random, certificates: bool) -> Outside:
     jump = rng.choice((-86_400.0, -3_600.0, 3_600.0, 86_400.0))
     process = rng.choice(("server", *NAMES))
+    if certificates:  # before its certificate began a device does not start, and says so
+        jump = abs(jump)
     return Outside(process, rng.uniform(0, 2), "clock", jump)
 
 
@@ -238,6 +244,7 @@ retries = 100
 {settings}
 [wire]
 {wire}
+{keep}
 [evaluate]
 every = 4
 deadline_seconds = 8
@@ -257,7 +264,14 @@ variant = "large"
 """
 
 
-def runfile(algorithm: str, *, over_select: bool, name: str, rounds: int = ROUNDS) -> str:
+def runfile(
+    algorithm: str,
+    *,
+    over_select: bool,
+    name: str,
+    rounds: int = ROUNDS,
+    keep: int | None = 0,
+) -> str:
     """Return a run file: six clients, all counted, or four of six under a short deadline."""
     clients, deadline = "minimum = 6", 3600.0
     if over_select:
@@ -267,6 +281,7 @@ def runfile(algorithm: str, *, over_select: bool, name: str, rounds: int = ROUND
         name=name,
         algorithm=algorithm,
         rounds=rounds,
+        keep="" if keep is None else f"[keep]\nrounds = {keep}",
         clients=clients,
         deadline=deadline,
         settings=_QUPED if personal else _FEDAVG,

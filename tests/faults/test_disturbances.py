@@ -197,6 +197,7 @@ def fill(folder: Path) -> Path:
 @pytest.mark.parametrize("who", ["server", "c0"])
 def test_a_full_disk_leaves_the_run_whole(tmp_path: Path, who: str) -> None:
     with small_disk(tmp_path / "fleet" / who, 12), fleet(tmp_path / "fleet", PAIR) as world:
+        world.serve_options = ("--reserve", "0")  # the whole disk is smaller than the usual one
         world.start()
         calm = finished(world, submit(world, "calm", rounds=8))
         world.mark()

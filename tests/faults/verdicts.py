@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from schedules import Schedule
 
 SETTLE_SECONDS = 20.0
+DEFAULT_KEEP = 10
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Verdict:
     attempts: int = 0
     """Rounds that were tried again."""
     acknowledged: int = 0
+    pruned: int = 0
+    """Closed rounds whose payloads housekeeping removed."""
     uncounted: int = 0
     """Updates of an abandoned round, surplus and late ones."""
 
@@ -49,7 +52,7 @@ def judge(bench: Bench, plan: Schedule, run_id: str) -> Verdict:
     verdict.state = record["state"]
     verdict.attempts = len(rounds) - len(closed)
     _check_rounds(verdict, record, closed)
-    _check_replay(verdict, world, run_id, closed)
+    _check_replay(verdict, world, run_id, closed, plan.keep)
     participants = [_counted(entry) for entry in closed]
     expected = bench.reference(plan.algorithm).run(participants)
     _check_reference(verdict, expected, closed)
@@ -92,10 +95,16 @@ def _check_rounds(verdict: Verdict, record: dict[str, Any], closed: list[dict[st
 
 
 def _check_replay(
-    verdict: Verdict, world: Fleet, run_id: str, closed: list[dict[str, Any]]
+    verdict: Verdict, world: Fleet, run_id: str, closed: list[dict[str, Any]], keep: int | None
 ) -> None:
+    """Every round agrees, but those whose payloads are not kept."""
     replayed = world.replay(run_id)
-    bad = [r for r in replayed if not r["agrees"]]
+    kept = len(closed) if keep == 0 else DEFAULT_KEEP if keep is None else keep
+    gone = [r["round"] for r in replayed if r["pruned"]]
+    verdict.pruned = len(gone)
+    if any(number > len(closed) - kept for number in gone):
+        verdict.problems.append(f"payloads of rounds {gone} were removed, {kept} are to be kept")
+    bad = [r for r in replayed if not r["agrees"] and not r["pruned"]]
     if bad or len(replayed) != len(closed):
         verdict.problems.append(f"replay: {len(replayed)} of {len(closed)} rounds, bad: {bad}")
 
@@ -156,10 +165,11 @@ def _settled(verdict: Verdict, world: Fleet) -> None:
             for folder in ("outbox", "downloads")
             if any((world.root / name / folder).iterdir())
         ]
+        left += [f"server/incoming/{path.name}" for path in (world.data / "incoming").iterdir()]
         if not left:
             return
         time.sleep(0.1)
-    verdict.problems.append(f"still on the clients' disks: {left}")
+    verdict.problems.append(f"still on the disks: {left}")
 
 
 def _check_disks(
