@@ -1,8 +1,4 @@
-"""A run's personal states on disk: the last counted version, and the uncounted new one.
-
-A version is the id of the task that made it. It stands in the file's name, so that promoting a
-state is one rename: after a crash at any point either the old or the new version is there.
-"""
+"""A run's personal states in the device's state directory."""
 
 from __future__ import annotations
 
@@ -10,54 +6,14 @@ from pathlib import Path
 
 from fedclient.disk import Disk
 from fedclient.state import file_word
-from motley.algorithms.base import Tensors
-from motley.errors import PayloadError
-from motley.wire import PayloadReader, encode_dense, write_payload
-
-_SUFFIX = ".payload"
+from motley.execution.states import StateFiles
 
 
-class PersonalFiles:
-    """The `PersonalStore` of a device, in one directory of its own."""
+class PersonalFiles(StateFiles):
+    """The `PersonalStore` of a device: synced, and safe from what a server may call a version."""
 
     def __init__(self, directory: Path, disk: Disk | None = None) -> None:
-        self._directory, self._disk = directory, disk or Disk()
-
-    def load(self, version: str) -> Tensors | None:
-        """Return the state of `version`, or None when it is not there.
-
-        The server names a version only after its update counted: a pending state of that version
-        becomes the counted one, and all others go. Naming the counted version drops the pending.
-        """
-        counted, pending = self._path("counted", version), self._path("pending", version)
-        if pending.exists():
-            self._disk.move(pending, counted)
-        if not counted.exists():
-            return None
-        self._remove_but("counted", counted)
-        self._remove_but("pending", counted)
-        return _read(counted)
-
-    def save(self, version: str, tensors: Tensors) -> None:
-        """Keep a new, uncounted state beside the counted one, replacing an uncounted one."""
-        self._disk.make_directory(self._directory)
-        target = self._path("pending", version)
-        write_payload(target, [(name, encode_dense(values)) for name, values in tensors.items()])
-        self._remove_but("pending", target)
+        super().__init__(directory, disk or Disk())
 
     def _path(self, status: str, version: str) -> Path:
-        return self._directory / f"{status}-{file_word(version, 'version')}{_SUFFIX}"
-
-    def _remove_but(self, status: str, keep: Path) -> None:
-        for path in self._directory.glob(f"{status}-*{_SUFFIX}"):
-            if path != keep:
-                self._disk.remove(path)
-
-
-def _read(path: Path) -> Tensors | None:
-    """Return a state's tensors; None when the disk spoiled the file, which then is lost."""
-    try:
-        with PayloadReader(path) as reader:
-            return {name: reader[name].decode() for name in reader.names}
-    except PayloadError:
-        return None
+        return super()._path(status, file_word(version, "version"))

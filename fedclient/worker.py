@@ -25,7 +25,8 @@ from fedclient.personal import PersonalFiles
 from fedclient.pipes import claim_standard_streams
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
-from motley.errors import LostStateError, MotleyError
+from motley.errors import MotleyError
+from motley.execution.failures import is_permanent
 from motley.messages import task_from_proto
 from motley.task import TaskSpec
 from motley.wire.stubs import common_pb2
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5
 """Progress is told at most this often."""
-
-PERMANENT = frozenset({"workload", "lost_state", "plan", "data", "table_mismatch"})
-"""Codes of failures that the next task of the run would meet again."""
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 """The device's disk took no more: the next task may find room."""
@@ -129,7 +127,7 @@ def failure(error: Exception, memory_limit: int, *, may_restart: bool) -> Failed
         code, message = "plan", f"the run's settings are not understood here: {error}"
     else:
         code, message = "crash", traceback.format_exception_only(error)[-1].strip()
-    permanent = code in PERMANENT and not (code == LostStateError.code and may_restart)
+    permanent = is_permanent(code, may_restart=may_restart)
     return Failed(code=code, message=message, permanent=permanent, peak_memory_bytes=peak)
 
 

@@ -18,6 +18,7 @@ from fedserver.errors import PreparationError
 from motley.errors import MotleyError
 from motley.plugins import create
 from motley.seeding import derive
+from motley.workload import Split, Workload
 
 LONGEST_SECONDS = 3600.0
 _CHILDREN: set[subprocess.Popen[str]] = set()
@@ -97,18 +98,26 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def held_out(job: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate a global state on the server's own held-out set."""
-    from motley.models.units import load_tensors, variant_table
-    from motley.training.evaluation import evaluate
-    from motley.wire import PayloadReader
     from motley.workload import DataSpec
 
     workload = create(job["workload"], job["mappings"], job["arguments"])
+    return score(job, workload, workload.held_out(DataSpec.parse(job["data"])))
+
+
+def score(
+    job: Mapping[str, Any], workload: Workload, split: Split, device: str = "cpu"
+) -> dict[str, Any]:
+    """Evaluate the global state of a held-out job on samples that are read already."""
+    from motley.models.units import load_tensors, variant_table
+    from motley.training.evaluation import evaluate
+    from motley.wire import PayloadReader
+
     variant = workload.variants()[job["global_variant"]]
     module = variant.build()
     table = variant_table(variant)
     with PayloadReader(Path(job["state"]), table.tensor_table) as reader:
         load_tensors(module, {name: reader[name].decode() for name in reader.names})
-    return evaluate(module, workload, workload.held_out(DataSpec.parse(job["data"])))
+    return evaluate(module.to(device), workload, split, device)
 
 
 def main() -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from fedserver.service.control import ControlService
 from fedserver.service.federation import FederationService
 from fedserver.service.limits import Limits
 from fedserver.storage.database import DatabaseThread, lock_directory, open_database
+from fedserver.storage.open_files import allow_many_files
 from fedserver.storage.payloads import RESERVE, PayloadStore
 from motley import __version__
 
@@ -57,7 +56,7 @@ async def serve(
     Raises:
         DataDirectoryError, AddressError, IdentityError: nothing was started.
     """
-    _allow_many_files()
+    allow_many_files()
     lock = lock_directory(root)
     payloads = PayloadStore(root, reserve=reserve)
     sql = open_database(root)
@@ -131,13 +130,6 @@ async def serve(
         sql.dispose()
         control_socket(root).unlink(missing_ok=True)
         lock.close()
-
-
-def _allow_many_files() -> None:
-    """Raise the limit of open files as far as it goes: a fold opens every counted update."""
-    with contextlib.suppress(ValueError, OSError):
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _until_stopped(driver: Driver) -> None:

@@ -54,6 +54,7 @@ class Engine:
         mappings: Mapping[str, str],
         clock: Clock | None = None,
         notify: Callable[[Iterable[str]], None] = lambda clients: None,
+        timed: bool = True,
     ) -> None:
         """Make an engine over an open database.
 
@@ -65,10 +66,11 @@ class Engine:
             clock: time.
             notify: called after a transaction with the clients that have new work; an empty
                 call says that something changed for the driver and for watchers.
+            timed: whether rounds have deadlines; a simulation's clients take no time.
         """
         self.database, self.presence = database, presence
         self.clock = clock or SystemClock()
-        self.payload_path, self._notify = payload_path, notify
+        self.payload_path, self._notify, self._timed = payload_path, notify, timed
         self.mappings: Mapping[str, str] = dict(mappings)
         self._contexts: dict[str, RunContext] = {}
         self.deadlines: dict[int, float] = {}
@@ -224,11 +226,16 @@ class Engine:
 
     def recover(self) -> None:
         """Take up open rounds after a start: deadlines go on with the time that was left."""
-        self.started = now = self.clock.monotonic()
+        self.started = self.clock.monotonic()
         with self.transition() as tx:
             self.unkept.update(tx.scalars(select(runs.c.id)))
             for row in tx.execute(select(rounds).where(rounds.c.status == "open")):
-                self.deadlines[row.id] = now + row.seconds_left
+                self.set_deadline(row.id, row.seconds_left)
+
+    def set_deadline(self, round_id: int, seconds: float) -> None:
+        """Let an open round end in so many seconds, where time counts."""
+        if self._timed:
+            self.deadlines[round_id] = self.clock.monotonic() + seconds
 
     def save_time_left(self) -> None:
         """Note how much time open rounds have left; called now and then, and at the end."""

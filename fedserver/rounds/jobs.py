@@ -7,9 +7,10 @@ after a crash with the same result; the engine commits what it returns.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,9 @@ from motley.wire import (
     write_payload,
 )
 
+RunModelJob = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Does what needs torch: in a child process (`run_job`), or in this one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareJob:
@@ -41,15 +45,15 @@ class PrepareJob:
     """Payload file to start from, or ""."""
     mappings: Mapping[str, str]
 
-    def run(self, payloads: PayloadStore) -> dict[str, object]:
+    def run(self, payloads: PayloadStore, models: RunModelJob = run_job) -> dict[str, object]:
         """Return `model_process.prepare`'s result, with the state in the store."""
         payloads.require(0)
         with payloads.scratch(f"{self.context.id}-initial") as out:
-            return self._prepare(payloads, out)
+            return self._prepare(payloads, models, out)
 
-    def _prepare(self, payloads: PayloadStore, out: Path) -> dict[str, object]:
+    def _prepare(self, payloads: PayloadStore, models: RunModelJob, out: Path) -> dict[str, object]:
         runfile = self.context.runfile
-        result = run_job(
+        result = models(
             {
                 "kind": "prepare",
                 "workload": runfile.workload.name,
@@ -201,10 +205,10 @@ class HeldOutJob:
     state: str
     mappings: Mapping[str, str]
 
-    def run(self, payloads: PayloadStore) -> dict[str, float]:
+    def run(self, payloads: PayloadStore, models: RunModelJob = run_job) -> dict[str, float]:
         """Return metrics, each name with the prefix `held_out_`."""
         runfile = self.context.runfile
-        result = run_job(
+        result = models(
             {
                 "kind": "held_out",
                 "workload": runfile.workload.name,

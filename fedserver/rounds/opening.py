@@ -216,7 +216,7 @@ def opened(
         .where(rounds.c.id == job.round_id)
         .values(status="open", opened=now, phases=phases)
     )
-    engine.deadlines[job.round_id] = engine.clock.monotonic() + current.seconds_left
+    engine.set_deadline(job.round_id, current.seconds_left)
     log.info(
         "round_opened",
         run=current.run,

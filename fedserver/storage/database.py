@@ -36,6 +36,7 @@ OWN_NAMES = {
     "motley.sqlite",
     "payloads",
     "scratch",
+    "simulation",
 }
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -69,15 +70,17 @@ def lock_directory(root: Path) -> IO[str]:
     return handle
 
 
-def open_database(root: Path) -> SqlEngine:
+def open_database(root: Path, *, synced: bool = True) -> SqlEngine:
     """Open or create the database; one of an older version is migrated after a backup.
+
+    `synced`: whether a commit is on the disk when it returns, and not only with the kernel.
 
     Raises:
         DataDirectoryError: no database of this program, of a newer version, or it cannot be
             migrated; nothing was changed.
     """
     path = root / "motley.sqlite"
-    engine = _engine(path)
+    engine = _engine(path, synced)
     try:
         with engine.begin() as tx:
             found = _revision(tx)
@@ -105,7 +108,7 @@ def open_database(root: Path) -> SqlEngine:
     return engine
 
 
-def _engine(path: Path) -> SqlEngine:
+def _engine(path: Path, synced: bool) -> SqlEngine:
     # One connection for one thread: SQLite has a single writer, and so do we.
     engine = create_engine(
         f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False}
@@ -118,7 +121,8 @@ def _engine(path: Path) -> SqlEngine:
         connection.isolation_level = None
         cursor = connection.cursor()
         # FULL: a commit is on disk when it returns; promise 1 depends on it.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        level = "FULL" if synced else "OFF"
+        for pragma in ("journal_mode=WAL", f"synchronous={level}", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedserver.errors import StorageError
 from motley.wire import partial_path
-from motley.wire.durable import put_in_place, sync_folder
+from motley.wire.durable import put_in_place, sync_folder, sync_handle
 
 RESERVE = 64 * 1024 * 1024
 """Bytes of disk that stay free for the record and for folding."""
@@ -156,7 +156,7 @@ class PayloadStore:
             with self.scratch("copy") as copy:
                 shutil.copyfile(whole, copy)
                 with copy.open("rb") as stream:
-                    os.fsync(stream.fileno())
+                    sync_handle(stream.fileno())
                 put_in_place(copy, target)
         else:
             sync_folder(target.parent)

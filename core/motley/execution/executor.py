@@ -7,6 +7,7 @@ and the local data, but for the seconds it took.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -72,6 +73,12 @@ class Executor:
         self._workload, self._data, self._device = workload, data, device
         self._variants = workload.variants()
         self._tables: dict[str, UnitTable] = {}
+
+    def over(self, data: LocalData) -> Executor:
+        """Return an executor for another client of the workload; unit tables are shared."""
+        other = copy.copy(self)
+        other._data = data
+        return other
 
     def run(
         self,

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import ClassVar, NamedTuple
 
 from motley.errors import PayloadError
-from motley.wire.durable import file_sha256, put_in_place
+from motley.wire.durable import file_sha256, put_in_place, sync_handle
 
 FRAME_SIZE = 1 << 20
 """Bytes of data in a frame: the size that gRPC streams fastest."""
@@ -101,7 +101,7 @@ class FrameWriter:
 
     def sync(self) -> None:
         """Bring what was received to the disk: it then survives a power cut."""
-        os.fsync(self._stream.fileno())
+        sync_handle(self._stream.fileno())
 
     def finish(self, sha256: bytes) -> Path:
         """Do what `verify` does, rename the file to the target and return that.
