@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fedserver import cli_identity
+from fedserver import cli_identity, cli_simulate
 from fedserver.cli_options import DataOption, JsonOption, default_data, steers
 from motley import __version__
 from motley.errors import MotleyError, RunFileError
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 
 app.command("init")(cli_identity.init)
+app.command("simulate")(cli_simulate.simulate)
 app.add_typer(cli_identity.clients, name="clients")
 app.add_typer(cli_identity.tokens, name="tokens")
 app.add_typer(cli_identity.operators, name="operators")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -29,8 +29,10 @@ PIPED_WIDTH = 160
 """Columns where no terminal says how many there are: a pipe, a file."""
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+def console(*, to_stderr: bool = False) -> Console:
+    """Return where people read: the terminal, or a pipe of a fixed width."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    return Console(stderr=to_stderr, width=None if stream.isatty() else PIPED_WIDTH)
 
 
 def print_runs(records: list[dict[str, Any]]) -> None:
@@ -43,7 +45,7 @@ def print_runs(records: list[dict[str, Any]]) -> None:
         done = f"{r['round']}/{r['rounds']}"
         amounts = (size(r["bytes_down"]), size(r["bytes_up"]))
         table.add_row(r["id"], r["name"], r["status"], done, *amounts, r["reason"])
-    _console().print(table)
+    console().print(table)
 
 
 def print_clients(records: list[dict[str, Any]]) -> None:
@@ -68,7 +70,7 @@ def print_clients(records: list[dict[str, Any]]) -> None:
             r["task"] or "-",
             _certificate(r),
         )
-    _console().print(table)
+    console().print(table)
 
 
 def _ago(seconds: float | None) -> str:
@@ -97,7 +99,7 @@ def print_tokens(records: list[dict[str, Any]]) -> None:
     for r in records:
         left = f"{r['uses_left']} of {r['uses']}"
         table.add_row(r["id"], r["state"], left, moment(r["expires"]), r["client"] or "any")
-    _console().print(table)
+    console().print(table)
 
 
 def print_operators(records: list[dict[str, Any]]) -> None:
@@ -108,7 +110,7 @@ def print_operators(records: list[dict[str, Any]]) -> None:
     table = Table("name", "certificate until (UTC)")
     for r in records:
         table.add_row(r["name"], moment(r["not_after"]))
-    _console().print(table)
+    console().print(table)
 
 
 def print_join(record: dict[str, Any]) -> None:
@@ -120,16 +122,16 @@ def print_join(record: dict[str, Any]) -> None:
     table.add_row("devices", str(record["uses"]))
     table.add_row("until", f"{moment(record['expires'])} UTC")
     table.add_row("join port", record["server"])
-    _console().print(table)
+    console().print(table)
     print("\non each device:\n")
     print(f"  {record['join']}")
 
 
 def print_run(record: dict[str, Any]) -> None:
     """Print a run with its rounds and clients."""
-    console = _console()
-    console.print(_head(record))
-    console.print(client_table(record))
+    screen = console()
+    screen.print(_head(record))
+    screen.print(client_table(record))
     table = Table("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
     for entry in record["history"]:
         counted = sum(c["status"] in ("counted", "done") for c in entry["clients"].values())
@@ -141,10 +143,10 @@ def print_run(record: dict[str, Any]) -> None:
             f"{counted}/{len(entry['clients'])}",
             f"{seconds.get('collect', 0):.2f} s",
             f"{seconds.get('fold', 0):.3f} s",
-            _metrics(entry["metrics"]),
+            metrics_text(entry["metrics"]),
             entry["state_after"][:12],
         )
-    console.print(table)
+    screen.print(table)
 
 
 def client_table(record: dict[str, Any]) -> Table:
@@ -168,20 +170,20 @@ def client_table(record: dict[str, Any]) -> Table:
 
 def follow(records: Iterable[dict[str, Any]]) -> str:
     """Show a run live until its records end; return its last status."""
-    console = _console()
+    screen = console()
     status, shown = "", False
-    if not console.is_terminal:
+    if not screen.is_terminal:
         reason = ""
         for record in records:
             status = record["status"]
             if record["reason"] and record["reason"] != reason:
-                console.print(f"{record['name']} {status}: {record['reason']}", soft_wrap=True)
+                screen.print(f"{record['name']} {status}: {record['reason']}", soft_wrap=True)
             reason = record["reason"]
             for entry in record["history"]:
-                console.print(_line(record, entry), highlight=False, soft_wrap=True)
-        console.print(f"run {record['name']} is {status} {record['reason']}".rstrip())
+                screen.print(_line(record, entry), highlight=False, soft_wrap=True)
+        screen.print(f"run {record['name']} is {status} {record['reason']}".rstrip())
         return status
-    with Live(console=console, refresh_per_second=8) as live:
+    with Live(console=screen, refresh_per_second=8) as live:
         for record in records:
             status, shown = record["status"], True
             live.update(Group(_head(record), client_table(record)))
@@ -215,11 +217,12 @@ def _line(record: dict[str, Any], entry: dict[str, Any]) -> str:
     return (
         f"{record['name']} round {entry['round']}/{record['rounds']} {entry['kind']} "
         f"{entry['status']}: {counted} of {len(entry['clients'])} clients, "
-        f"{entry['seconds'].get('collect', 0):.2f} s, {_metrics(entry['metrics'])}"
+        f"{entry['seconds'].get('collect', 0):.2f} s, {metrics_text(entry['metrics'])}"
     )
 
 
-def _metrics(metrics: dict[str, float]) -> str:
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """Return accuracies and losses as a short text."""
     shown = [name for name in sorted(metrics) if name.endswith(("accuracy", "loss"))]
     return ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)
 

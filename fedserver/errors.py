@@ -151,3 +151,15 @@ class CertificateLimitError(MotleyError):
     """A client asked for more certificates than it can need."""
 
     code = "certificates"
+
+
+class PopulationError(MotleyError):
+    """The clients of a simulation do not fit together, or not the run."""
+
+    code = "population"
+
+
+class SimulationError(MotleyError):
+    """A simulation cannot go on, or its directory holds something else."""
+
+    code = "simulation"

@@ -243,6 +243,7 @@ FORBIDDEN = {
     "fedserver": {"fedclient"},
     "fedclient": {"fedserver"},
     "fedserver/rounds": {"grpc", "fedserver.service"},
+    "fedserver/simulate": {"grpc", "fedserver.service"},
     "core/motley/wire": {
         f"motley.{room}"
         for room in ("algorithms", "execution", "models", "quantize", "training", "workload")

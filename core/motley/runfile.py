@@ -196,6 +196,21 @@ class Tier(_Section):
         return self
 
 
+class Simulate(_Section):
+    """Who takes part in a simulation; a server of devices ignores it."""
+
+    clients: int | None = Field(default=None, ge=1)
+    """How many; default: as many as `tiers` says, else `clients.expected`."""
+    names: str | tuple[Name, ...] = "client-{client}"
+    """Names in order of number, or a template for them."""
+    data: str = ""
+    """Template of each client's data spec."""
+    tiers: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Clients of each tier, in order of number."""
+    threads: int = Field(default=1, ge=1)
+    """Training threads of each client: what their devices would say."""
+
+
 class RunFile(_Section):
     """A whole run file."""
 
@@ -210,6 +225,7 @@ class RunFile(_Section):
     evaluate: Evaluate = Field(default_factory=Evaluate)
     keep: Keep = Field(default_factory=Keep)
     tiers: tuple[Tier, ...] = (Tier(name="all"),)
+    simulate: Simulate = Field(default_factory=Simulate)
 
     @model_validator(mode="after")
     def _tiers(self) -> RunFile:

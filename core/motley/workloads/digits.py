@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motley.data.partition import Indices
+from motley.data.shared import shared
 from motley.errors import DataError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.selection import (
@@ -46,7 +47,7 @@ class Digits(Workload):
         """
         selection = _selection(spec)
         pixels, labels = _read_digits()
-        share = own_share(_shares(labels, selection), selection)
+        share = own_share(_shares(selection.of_all()), selection)
         return LocalData(
             train=_take(pixels, labels, share.train), test=_take(pixels, labels, share.test)
         )
@@ -59,7 +60,7 @@ class Digits(Workload):
         """
         selection = _selection(spec)
         pixels, labels = _read_digits()
-        return _take(pixels, labels, held_out_share(_shares(labels, selection), selection).test)
+        return _take(pixels, labels, held_out_share(_shares(selection.of_all()), selection).test)
 
 
 def _selection(spec: DataSpec) -> Selection:
@@ -68,8 +69,9 @@ def _selection(spec: DataSpec) -> Selection:
     return Selection.parse(spec, OPTIONS)
 
 
-def _shares(labels: npt.NDArray[np.int64], selection: Selection) -> list[Share]:
-    return pooled_shares(labels, selection, TRAIN)
+@shared
+def _shares(selection: Selection) -> list[Share]:
+    return pooled_shares(_read_digits()[1], selection, TRAIN)
 
 
 def _take(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], indices: Indices) -> Split:
@@ -77,6 +79,7 @@ def _take(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], indices:
     return Split(images.reshape(-1, 1, SIDE, SIDE), labels[indices])
 
 
+@shared
 def _read_digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Return (pixels [1797, 64] of 0 to 16, labels [1797])."""
     found = importlib.util.find_spec("sklearn")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from motley.data import cifar, idx
 from motley.data.partition import Indices, Labels
+from motley.data.shared import shared
 from motley.errors import DataError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.selection import (
@@ -54,6 +55,10 @@ class PublishedImages(Workload):
             self.labels(folder, "train"), self.labels(folder, "test"), selection
         )
 
+    @shared
+    def _shares(self, folder: Path, selection: Selection) -> list[Share]:
+        return self.shares(folder, selection)
+
     def load(self, spec: DataSpec) -> LocalData:
         """Return the client's own samples; only they stay in memory.
 
@@ -61,7 +66,7 @@ class PublishedImages(Workload):
             DataError: a file is missing or damaged, or an option is not one of `options`.
         """
         folder, selection = Path(spec.location), Selection.parse(spec, self.options)
-        share = own_share(self.shares(folder, selection), selection)
+        share = own_share(self._shares(folder, selection.of_all()), selection)
         return LocalData(
             train=self._take(folder, "train", share.train),
             test=self._take(folder, share.test_part, share.test),
@@ -74,7 +79,7 @@ class PublishedImages(Workload):
             DataError: as `load`.
         """
         folder, selection = Path(spec.location), Selection.parse(spec, self.options)
-        share = held_out_share(self.shares(folder, selection), selection)
+        share = held_out_share(self._shares(folder, selection.of_all()), selection)
         return self._take(folder, share.test_part, share.test)
 
     def _take(self, folder: Path, part: Part, indices: Indices) -> Split:
@@ -95,6 +100,7 @@ class Mnist(PublishedImages):
         """Return the CNNs without padding and an MLP of 128 and 64 units."""
         return image_variants(channels=1, classes=CLASSES, side=self.side, hidden=(128, 64))
 
+    @shared
     def labels(self, folder: Path, part: Part) -> Labels:
         """Read a label file, e.g. `train-labels-idx1-ubyte.gz`."""
         path = idx.find_idx(folder, f"{_stem(part)}-labels-idx1-ubyte")
@@ -107,6 +113,12 @@ class Mnist(PublishedImages):
 
     def images(self, folder: Path, part: Part, indices: Indices) -> npt.NDArray[np.float32]:
         """Read images of e.g. `train-images-idx3-ubyte.gz`, scaled to 0 to 1."""
+        images = self._pixels(folder, part)[indices, None].astype(np.float32)
+        images /= np.float32(255)
+        return images
+
+    @shared
+    def _pixels(self, folder: Path, part: Part) -> npt.NDArray[np.uint8]:
         path = idx.find_idx(folder, f"{_stem(part)}-images-idx3-ubyte")
         pixels = idx.read_idx(path)
         expected = (len(self.labels(folder, part)), self.side, self.side)
@@ -115,9 +127,7 @@ class Mnist(PublishedImages):
                 f"{path} holds {pixels.dtype} {list(pixels.shape)}; "
                 f"expected uint8 {list(expected)}, an image for each label"
             )
-        images = pixels[indices, None].astype(np.float32)
-        images /= np.float32(255)
-        return images
+        return pixels.astype(np.uint8, copy=False)
 
     def shares(self, folder: Path, selection: Selection) -> list[Share]:
         """Return every client's share, by writers when the selection asks for them."""
@@ -145,6 +155,7 @@ class Cifar10(PublishedImages):
         """Return the CNNs without padding and an MLP of 128 and 64 units."""
         return image_variants(channels=3, classes=CLASSES, side=32, hidden=(128, 64))
 
+    @shared
     def labels(self, folder: Path, part: Part) -> Labels:
         """Read the labels of the part's files."""
         return cifar.read_labels(folder, _files(part))

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -74,6 +74,10 @@ class Selection:
             test=_value(options.get("test"), "test", _amount),
             seed=_value(options.get("seed"), "seed", _index) or 0,
         )
+
+    def of_all(self) -> Selection:
+        """Return how the set is shared out, whichever client asks."""
+        return replace(self, client=None)
 
     def __post_init__(self) -> None:
         ways = [name for name in ("classes", "alpha", "writers") if getattr(self, name) is not None]

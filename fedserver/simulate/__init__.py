@@ -1,0 +1,1 @@
+"""Runs whose clients live in this process; see `simulation.simulate`."""

@@ -1,0 +1,104 @@
+"""The devices of a simulation: their data, their personal states, and how they do tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedserver.simulate.population import Population
+from motley.algorithms.base import Tensors
+from motley.execution.states import PlainFiles, StateFiles
+from motley.task import TaskSpec
+from motley.workload import DataSpec, Workload
+
+if TYPE_CHECKING:
+    from motley.execution.executor import Executor, Outcome, PersonalStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A task, and where its files lie."""
+
+    task: TaskSpec
+    broadcast: Path | None
+    update: Path
+    """Where a training task writes its encoded update."""
+    model: Path
+    """Where a finishing task writes the packed model."""
+
+
+class MemoryStates:
+    """A `PersonalStore` that goes with the process: the counted state and the uncounted one."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, Tensors] = {}
+
+    def load(self, version: str) -> Tensors | None:
+        """Return the state of `version`, which is the counted one from now on."""
+        self._states = {v: state for v, state in self._states.items() if v == version}
+        return self._states.get(version)
+
+    def save(self, version: str, tensors: Tensors) -> None:
+        """Keep a new, uncounted state beside the counted one."""
+        while len(self._states) > 1:
+            self._states.popitem()
+        self._states[version] = tensors
+
+
+class Clients:
+    """All simulated devices. Data is read when a client first needs it, then kept."""
+
+    def __init__(
+        self, population: Population, workload: Workload, states: Path | None, device: str
+    ) -> None:
+        """Make the clients of a run.
+
+        Args:
+            population: who they are.
+            workload: what they train; shared by all.
+            states: folder of their personal states; None: in memory.
+            device: torch's name of what trains, e.g. "cpu" or "cuda".
+        """
+        self._specs = {client.name: client.data for client in population.clients}
+        self._workload, self._folder, self._device = workload, states, device
+        self._executors: dict[str, Executor] = {}
+        self._states: dict[str, PersonalStore] = {}
+
+    def do(self, work: Sequence[Work]) -> list[Outcome | Exception]:
+        """Do tasks, one after another; return what came of each, in order."""
+        return [self._do(one) for one in work]
+
+    def _do(self, work: Work) -> Outcome | Exception:
+        import torch
+
+        torch.set_num_threads(work.task.threads)
+        try:
+            return self._executor(work.task.client).run(
+                work.task,
+                personal=self._personal(work.task.client),
+                broadcast=work.broadcast,
+                update=work.update,
+                model=work.model,
+            )
+        except Exception as error:  # as on a device: what user code raises ends its task alone
+            return error
+
+    def _executor(self, client: str) -> Executor:
+        from motley.execution.executor import Executor
+
+        if client not in self._executors:
+            data = self._workload.load(DataSpec.parse(self._specs[client]))
+            another = next(iter(self._executors.values()), None)
+            self._executors[client] = (
+                another.over(data) if another else Executor(self._workload, data, self._device)
+            )
+        return self._executors[client]
+
+    def _personal(self, client: str) -> PersonalStore:
+        if client not in self._states:
+            self._states[client] = (
+                StateFiles(self._folder / client, PlainFiles()) if self._folder else MemoryStates()
+            )
+        return self._states[client]

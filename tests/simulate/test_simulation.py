@@ -1,0 +1,254 @@
+"""Simulations: resumed after kills, refused when they do not fit, over-selection, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedserver.errors import PopulationError, SimulationError
+from fedserver.simulate.population import Population, population_of
+from fedserver.simulate.simulation import SimulationResult, simulate
+from motley.runfile import parse
+
+RUN = """
+[run]
+name = "sim"
+algorithm = "{algorithm}"
+rounds = {rounds}
+seed = 3
+[workload]
+name = "digits"
+[clients]
+expected = {clients}
+{rules}
+[settings]
+local_steps = 2
+batch_size = 10
+[evaluate]
+every = {rounds}
+{sections}
+[simulate]
+data = "digits?clients={{clients}}&client={{client}}&classes=4&train=20"
+"""
+
+
+def run(
+    *,
+    algorithm: str = "fedavg",
+    rounds: int = 2,
+    clients: int = 3,
+    rules: str = "",
+    sections: str = "",
+) -> str:
+    return RUN.format(
+        algorithm=algorithm, rounds=rounds, clients=clients, rules=rules, sections=sections
+    )
+
+
+def models(record: Any) -> list[str]:
+    return [e["state_after"] for e in record["history"] if e["status"] == "closed"]
+
+
+def scores(record: Any) -> dict[str, float]:
+    return {c["name"]: c["metrics"]["finish"]["accuracy"] for c in record["clients"]}
+
+
+# --- killed and started again ----------------------------------------------------------------
+
+
+def command(folder: Path, data: Path) -> list[str]:
+    options = ["simulate", str(folder / "run.toml"), "--data", str(data), "--json"]
+    return [sys.executable, "-m", "fedserver.cli", *options]
+
+
+def kill_after(arguments: list[str], lines: int) -> bool:
+    """Run a command and kill it when it has said so many lines; False: it had ended before."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        for _ in range(lines):
+            if not process.stderr.readline():
+                return False
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.processes
+def test_a_killed_simulation_goes_on_and_ends_in_the_same_model(tmp_path: Path) -> None:
+    text = run(algorithm="quped", rounds=8, clients=4, rules="count = 3", sections=PHONES)
+    (tmp_path / "run.toml").write_text(text)
+    whole = simulate(text)
+    arguments = command(tmp_path, tmp_path / "data")
+    assert kill_after(arguments, 2)
+    assert kill_after(arguments, 3)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["status"] == "finished"
+    assert 0 < result["client_steps"] < whole.client_steps
+    assert models(result["record"]) == models(whole.record)
+    assert scores(result["record"]) == scores(whole.record)
+
+
+PHONES = '[[tiers]]\nname = "phone"\nvariant = "cnn1"\nbits = 1\n'
+
+
+class StopAt:
+    """A watcher that ends a simulation as an exception at any of its steps does."""
+
+    def __init__(self, answers: int) -> None:
+        self._left = answers
+
+    def answered(self, task: object) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+    def closed(self, found: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("answers", [1, 3, 5, 7, 9, 11])
+def test_one_that_is_interrupted_at_any_answer_goes_on(tmp_path: Path, answers: int) -> None:
+    text = run(algorithm="local", rounds=2)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(text, directory=tmp_path, watcher=StopAt(answers))
+    result = simulate(text, directory=tmp_path)
+    assert result.status == "finished"
+    assert scores(result.record) == scores(simulate(text).record)
+    assert sorted(p.name for p in (tmp_path / "simulation").glob("*/models/*.motley")) == [
+        f"client-{number}.motley" for number in range(3)
+    ]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    first = simulate(run(), directory=tmp_path)
+    again = simulate(run(), directory=tmp_path)
+    assert again.run_id == first.run_id
+    assert again.client_steps == 0
+    assert again.record == first.record
+    assert first.client_steps == 2 * 3 * 2
+
+
+def test_another_setting_does_not_go_on_with_a_run(tmp_path: Path) -> None:
+    simulate(run(), directory=tmp_path)
+    more = population_of(parse(run()), clients=4)
+    with pytest.raises(SimulationError, match="begun with other clients"):
+        simulate(run(), directory=tmp_path, population=more)
+
+
+def test_a_run_that_is_not_over_is_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        simulate(run(), directory=tmp_path, watcher=StopAt(1))
+    with pytest.raises(SimulationError, match="finish it"):
+        simulate(run(rounds=3), directory=tmp_path)
+
+
+# --- rounds ----------------------------------------------------------------------------------
+
+
+def test_over_selection_counts_those_that_answer_first_in_a_drawn_order() -> None:
+    text = run(clients=6, rounds=6, rules="count = 2\nover_select = 2")
+    result = simulate(text)
+    counted = [
+        tuple(name for name, c in e["clients"].items() if c["status"] == "counted")
+        for e in result.record["history"]
+        if e["kind"] == "train"
+    ]
+    assert all(len(names) == 2 for names in counted)
+    cohorts = [sorted(e["clients"]) for e in result.record["history"] if e["kind"] == "train"]
+    assert any(list(names) != cohort[:2] for names, cohort in zip(counted, cohorts, strict=True))
+    assert models(simulate(text).record) == models(result.record)
+    assert result.client_steps == 6 * 2 * 2, "whoever is too late anyway is spared the work"
+
+
+def test_a_round_has_no_deadline() -> None:
+    text = run(sections="deadline_seconds = 1e-9\n[round]\ndeadline_seconds = 1e-9")
+    result = simulate(text)
+    assert result.status == "finished"
+    assert all(e["status"] == "closed" for e in result.record["history"])
+
+
+def test_a_client_without_data_leaves_the_run_with_its_reason() -> None:
+    found = population_of(parse(run()))
+    spoiled = found.clients[1].data.replace("client=1", "client=9")
+    clients = (
+        found.clients[0],
+        type(found.clients[1])(name="client-1", tier="all", data=spoiled),
+        found.clients[2],
+    )
+    result = simulate(run(), population=Population(clients=clients))
+    assert result.status == "finished"
+    reasons = {c["name"]: c["reason"] for c in result.record["clients"]}
+    assert reasons["client-1"].startswith("data: ")
+    assert reasons["client-0"] == reasons["client-2"] == ""
+
+
+def test_a_run_that_loses_too_many_clients_pauses() -> None:
+    result = simulate(run(rules="minimum = 3"), population=without_data())
+    assert result.status == "paused"
+    assert "data: " in result.reason
+
+
+def without_data() -> Population:
+    found = population_of(parse(run()), data="digits?clients=3&client=7")
+    return Population(clients=found.clients)
+
+
+# --- populations -----------------------------------------------------------------------------
+
+TIERS = '[[tiers]]\nname = "phone"\n[[tiers]]\nname = "pc"\n'
+
+
+def test_names_are_padded_and_templates_filled() -> None:
+    found = population_of(parse(run()), clients=12, data="x?all={clients}&mine={client}&n={name}")
+    assert [c.name for c in found.clients[:2]] == ["client-00", "client-01"]
+    assert found.clients[11].data == "x?all=12&mine=11&n=client-11"
+
+
+def test_tiers_hold_clients_in_order() -> None:
+    runfile = parse(run(sections=TIERS))
+    found = population_of(runfile, tiers={"phone": 1, "pc": 3})
+    assert [c.tier for c in found.clients] == ["phone", "pc", "pc", "pc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clients": 2}, "the run waits for 3"),
+        ({"tiers": {"phone": 1, "pc": 1}}, "the run waits for 3"),
+        ({"clients": 4, "tiers": {"phone": 1, "pc": 1}}, "hold 2 of 4"),
+        ({"tiers": {"phones": 3}}, "no tier 'phones'"),
+        ({"tiers": {"pc": 3}, "data": "x?who={number}"}, r"\{number\} is not known"),
+        ({}, "hold 0 of 3"),
+    ],
+)
+def test_populations_that_do_not_fit_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(PopulationError, match=message):
+        population_of(parse(run(sections=TIERS)), **arguments)
+
+
+def test_a_population_without_data_is_refused() -> None:
+    text = run().replace("data =", "# data =")
+    with pytest.raises(PopulationError, match="where the clients' data lies"):
+        population_of(parse(text))
+
+
+def test_the_record_can_be_replayed_by_a_server(tmp_path: Path) -> None:
+    from bench import Bench
+
+    from fedserver.rounds.replay import plan_replay
+
+    result: SimulationResult = simulate(run(), directory=tmp_path)
+    bench = Bench(tmp_path)
+    replayed = [entry.run(bench.payloads) for entry in plan_replay(bench.engine, result.run_id)]
+    assert [entry["agrees"] for entry in replayed] == [True, True]
