@@ -70,8 +70,12 @@ def steers(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def connect(data: Path | None, operator: Path | None, server: str) -> Any:
-    """Return a connection over the data directory's socket, or over TCP with an operator's file."""
+    """Return a connection over the data directory's socket, or over TCP with an operator's file.
+
+    Without a server, what can be read of the directory's runs is read from its files.
+    """
     from fedserver.client import Operator
+    from fedserver.stored import StoredRuns
 
     if operator is None:
         if server:
@@ -79,5 +83,6 @@ def connect(data: Path | None, operator: Path | None, server: str) -> Any:
                 "--server needs the certificate of an operator: name its file with --operator, "
                 "or leave --server out to steer the server of this machine"
             )
-        return Operator(data or default_data())
+        root = data or default_data()
+        return StoredRuns(root) if StoredRuns.are_in(root) else Operator(root)
     return Operator.over_network(operator, server)

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from fedserver.rounds.closing import fold_job
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.jobs import FoldJob
+from fedserver.rounds.view import removed_text
 from fedserver.storage.payloads import PayloadStore
 from fedserver.storage.schema import rounds
 from motley.errors import MotleyError
@@ -71,11 +72,6 @@ def plan_replay(engine: Engine, run: str) -> list[Replay]:
             )
             for current in closed
         ]
-
-
-def removed_text(keep: int) -> str:
-    """Return what is said of a round whose payloads are gone."""
-    return f"payloads removed by housekeeping (keep.rounds = {keep})"
 
 
 def removed_since(engine: Engine, entry: Replay) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, select
 
+from fedserver.errors import RunStateError, UnknownRunError
 from fedserver.rounds.engine import ACTIVE, ENDED, Engine
 from fedserver.rounds.presence import Profile
 from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
@@ -39,6 +40,37 @@ def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
         "local_steps": context.algorithm.local_steps,
         "keep": context.runfile.keep.rounds,
     }
+
+
+def model_digest(engine: Engine, run: str, number: int) -> str:
+    """Return the digest of a run's global model after round `number`; 0: of the newest.
+
+    Raises:
+        UnknownRunError: no such run, round or model.
+        RunStateError: that round's model is no longer kept.
+    """
+    record = run_record(engine, run)
+    if not number:
+        if not record["state"]:
+            raise UnknownRunError(f"run {record['name']} has no model yet: {record['status']}")
+        return str(record["state"])
+    for entry in record["history"]:
+        if (entry["round"], entry["kind"], entry["status"]) == (number, "train", "closed"):
+            digest = str(entry["state_after"])
+            if entry["pruned"] and not engine.payload_path(digest).exists():
+                raise RunStateError(
+                    f"round {number} of run {record['name']}: {removed_text(record['keep'])}; "
+                    f"the newest model is there without --round"
+                )
+            return digest
+    raise UnknownRunError(
+        f"run {record['name']} has no closed round {number}; it has {record['round']}"
+    )
+
+
+def removed_text(keep: int) -> str:
+    """Return what is said of a round whose payloads are gone."""
+    return f"payloads removed by housekeeping (keep.rounds = {keep})"
 
 
 def list_runs(engine: Engine) -> list[dict[str, Any]]:

@@ -7,12 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from fedserver.errors import RunStateError, UnknownRunError
 from fedserver.rounds import view
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.operations import RunDesk
-from fedserver.rounds.replay import Replay, plan_replay, removed_since, removed_text
+from fedserver.rounds.replay import Replay, plan_replay, removed_since
 from fedserver.service.identity import Admission, IdentityControl
 from fedserver.service.status import RefusedError, abort, refusals
 from fedserver.storage.database import DatabaseThread
@@ -137,7 +136,9 @@ class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
         """Stream a global model as a payload file."""
         try:
             with refusals("Fetch", "operator"):
-                digest = await self._database(self._state_of, request.run, request.round)
+                digest = await self._database(
+                    view.model_digest, self._engine, request.run, request.round
+                )
                 frames = iter_frames(self._payloads.path(digest))
                 while True:
                     frame = await asyncio.to_thread(next, frames, None)
@@ -146,25 +147,6 @@ class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
                     yield common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
         except RefusedError as refusal:
             await abort(context, refusal)
-
-    def _state_of(self, run: str, number: int) -> str:
-        record = view.run_record(self._engine, run)
-        if not number:
-            if not record["state"]:
-                raise UnknownRunError(f"run {record['name']} has no model yet: {record['status']}")
-            return str(record["state"])
-        for entry in record["history"]:
-            if (entry["round"], entry["kind"], entry["status"]) == (number, "train", "closed"):
-                digest = str(entry["state_after"])
-                if entry["pruned"] and not self._payloads.path(digest).exists():
-                    raise RunStateError(
-                        f"round {number} of run {record['name']}: {removed_text(record['keep'])}; "
-                        f"the newest model is there without --round"
-                    )
-                return digest
-        raise UnknownRunError(
-            f"run {record['name']} has no closed round {number}; it has {record['round']}"
-        )
 
     async def Replay(  # noqa: N802
         self, request: control_pb2.RunRequest, context: Context

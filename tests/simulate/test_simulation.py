@@ -14,8 +14,9 @@ import pytest
 
 from fedserver.errors import PopulationError, SimulationError
 from fedserver.simulate.population import Population, population_of
-from fedserver.simulate.simulation import SimulationResult, simulate
+from fedserver.simulate.simulation import simulate
 from motley.runfile import parse
+from motley.wire import file_sha256
 
 RUN = """
 [run]
@@ -243,12 +244,17 @@ def test_a_population_without_data_is_refused() -> None:
         population_of(parse(text))
 
 
-def test_the_record_can_be_replayed_by_a_server(tmp_path: Path) -> None:
-    from bench import Bench
+@pytest.mark.processes
+def test_commands_read_the_directory_without_a_server(tmp_path: Path) -> None:
+    result = simulate(run(), directory=tmp_path / "data")
 
-    from fedserver.rounds.replay import plan_replay
+    def ask(*arguments: str) -> str:
+        command = [sys.executable, "-m", "fedserver.cli", *arguments]
+        command += ["--data", str(tmp_path / "data"), "--json"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    result: SimulationResult = simulate(run(), directory=tmp_path)
-    bench = Bench(tmp_path)
-    replayed = [entry.run(bench.payloads) for entry in plan_replay(bench.engine, result.run_id)]
-    assert [entry["agrees"] for entry in replayed] == [True, True]
+    assert [entry["id"] for entry in json.loads(ask("runs"))] == [result.run_id]
+    assert json.loads(ask("show", "sim")) == result.record
+    assert ask("replay", "sim").count('"agrees": true') == 2
+    ask("fetch", "sim", "-o", str(tmp_path / "model"))
+    assert file_sha256(tmp_path / "model").hex() == result.record["state"]
