@@ -85,6 +85,10 @@ class Variant:
     them (FedMPQ)."""
     full_precision: tuple[str, ...] = ()
     """Where `quantized` is None: names of tensors that stay in full precision all the same."""
+    units: Mapping[str, str] | None = None
+    """Units larger than a layer, by path in the module: {"stage1.0": "stage1.0"} makes one unit of
+    all that lies in that block, {"bn1": "conv1"} puts `bn1` into the unit of `conv1`. The longest
+    path that fits a tensor counts; where none fits, and without this, each layer is a unit."""
 
 
 class Workload(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.testing as npt
@@ -219,3 +220,25 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
 def test_only_quantized_units_get_the_tiers_bits() -> None:
     assert context(QuPeD.configure({}), member(2), 1, 1).plan.bits == {"fc2": 2, "fc3": 2}
     assert context(QuPeD.configure({}), member(FULL_PRECISION), 1, 1).plan.bits == {}
+
+
+class Blocks(Toy):
+    """The same models, with the hidden layers of a client's own as one unit."""
+
+    def variants(self) -> Mapping[str, Variant]:
+        variants = dict(super().variants())
+        hidden = {"fc2": "hidden", "fc3": "hidden"}
+        return {**variants, "own": replace(variants["own"], units=hidden)}
+
+
+def test_layers_of_one_unit_get_its_bits_and_centres_each() -> None:
+    algorithm, workload = QuPeD.configure(SETTINGS), Blocks()
+    broadcast, personal = first_broadcast(), None
+    for number in (1, 2):
+        task = context(algorithm, member(2, workload=workload), number, 2, workload)
+        assert task.plan.bits == {"hidden": 2}
+        trained = algorithm.train(task, sent(broadcast), personal)
+        broadcast, personal = trained.update, trained.personal
+    layers = run(algorithm, member(2), 2)
+    same(personal, layers.personal)
+    same(broadcast, layers.update)

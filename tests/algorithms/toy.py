@@ -18,7 +18,7 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.models.mlp import mlp
-from motley.models.units import unit_table
+from motley.models.units import variant_table
 from motley.seeding import derive
 from motley.task import TaskKind, TaskSpec
 from motley.training.personal import initial_tensors
@@ -51,7 +51,7 @@ class Toy(Workload):
 
 def member(bits: int, variant: str = "own", workload: Workload | None = None) -> Member:
     made = (workload or Toy()).variants()[variant]
-    table = unit_table(made.build(), made.quantized)
+    table = variant_table(made)
     return Member(name="c0", tier="t", variant=variant, units=table, bits=bits)
 
 

@@ -73,8 +73,9 @@ def test_the_servers_test_set_is_all_clients_together() -> None:
 
 
 def test_variants() -> None:
-    names = ["cnn1", "cnn2", "mlp", "cnn1-64", "cnn2-64", "resnet20", "resnet32", "resnet44"]
-    assert list(Digits().variants()) == names
+    cnns = ["cnn1", "cnn2", "mlp", "cnn1-64", "cnn2-64", "cnn1-1024", "mlp-1024"]
+    resnets = ["resnet20", "resnet32", "resnet44", "resnet18", "resnet18-gn"]
+    assert list(Digits().variants()) == [*cnns, *resnets]
 
 
 @pytest.mark.parametrize("name", Digits().variants())
@@ -90,7 +91,9 @@ def test_every_variant_reads_the_data(name: str) -> None:
 def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="'/data/digits'; this workload expects the word 'digits'"):
         Digits().load(DataSpec("/data/digits"))
-    with pytest.raises(DataError, match=r"'writers' is not known.*clients, client, classes, alpha"):
+    with pytest.raises(
+        DataError, match=r"'writers' is not known.*clients, client, split, classes, alpha"
+    ):
         Digits().load(DataSpec.parse("digits?writers=3"))
     with pytest.raises(DataError, match=r"train=40 of 3\d samples leaves none"):
         Digits().load(DataSpec.parse("digits?clients=50&classes=4&client=0&train=40"))

@@ -9,16 +9,20 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.testing as npt
 import pytest
+import torch
 
 from motley.data import cifar, idx
-from motley.errors import DataError
+from motley.errors import DataError, WorkloadError
+from motley.models.units import variant_table
 from motley.workload import DataSpec, LocalData, Workload
-from motley.workloads.images import Cifar10, Mnist
+from motley.workloads.images import Cifar10, Cifar100, EmnistLetters, Mnist
+from motley.workloads.selection import Selection
 
 TRAIN, TEST = 400, 100
 
@@ -100,10 +104,79 @@ def test_mnist_files_that_do_not_belong_together(mnist: Path) -> None:
         load(Mnist(), str(mnist / "nowhere"))
 
 
+def test_mnist_pooled(mnist: Path) -> None:
+    """Both parts together are 50 a class; FedP3's class-wise split and its 70 / 30."""
+    query = f"{mnist}?clients=10&split=cyclic&classes=5&pool=0.7"
+    firsts = []
+    for client in range(10):
+        data = load(Mnist(), f"{query}&client={client}")
+        assert (len(data.train), len(data.test)) == (35, 15)
+        for split in (data.train, data.test):
+            npt.assert_allclose(split.inputs[:, 0, 0, 0] * 255, split.targets, rtol=1e-6)
+            assert set(split.targets.tolist()) == {(client + j) % 10 for j in range(5)}
+            firsts.append(len(split))
+    assert sum(firsts) == TRAIN + TEST
+    whole = load(Mnist(), f"{mnist}?pool=0.7")
+    assert (len(whole.train), len(whole.test)) == (350, 150)
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> Path:
+    """Ten images of each of 26 letters, which count from 1; a bar down the left, as published."""
+    for part, count in (("train", 260), ("test", 52)):
+        labels = (np.arange(count) % 26 + 1).astype(np.uint8)
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[:, 0, :], images[:, 27, 27] = 255, labels
+        write_idx(tmp_path / f"emnist-letters-{part}-images-idx3-ubyte.gz", images, 0x08)
+        write_idx(tmp_path / f"emnist-letters-{part}-labels-idx1-ubyte.gz", labels, 0x08)
+    return tmp_path
+
+
+def test_emnist_letters(letters: Path) -> None:
+    data = load(EmnistLetters(), str(letters))
+    assert (len(data.train), len(data.test)) == (100, 20)
+    assert np.bincount(data.train.targets).tolist() == [10] * 10
+    for split in (data.train, data.test):
+        # The pixel in the corner is the published label.
+        npt.assert_allclose(split.inputs[:, 0, 27, 27] * 255, split.targets + 1, rtol=1e-6)
+        assert (split.inputs[:, 0, :, 0] == 1).all()
+        assert (split.inputs[:, 0, 1:27, 1:] == 0).all()
+    everything = load(EmnistLetters(letters=26), f"{letters}?clients=2&client=0&pool=0.5").train
+    assert sorted(set(everything.targets.tolist())) == list(range(26))
+    (logits,) = (
+        v.build()(torch.zeros(1, 1, 28, 28)) for v in [EmnistLetters(26).variants()["mlp"]]
+    )
+    assert logits.shape == (1, 26)
+
+
+def test_emnist_refuses(letters: Path) -> None:
+    with pytest.raises(WorkloadError, match="letters is 27; expected 2 to 26"):
+        EmnistLetters(27)
+    path = letters / "emnist-letters-train-labels-idx1-ubyte.gz"
+    write_idx(path, np.arange(260).astype(np.uint8) % 26, 0x08)
+    with pytest.raises(DataError, match=r"expected uint8 \[N\], 1 to 26"):
+        load(EmnistLetters(), str(letters))
+
+
+def test_cifar100_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cifar100, "layout", replace(cifar.CIFAR100, train_rows=1600, test_rows=400))
+    for name, count in (("train.bin", 1600), ("test.bin", 400)):
+        rows = np.zeros((count, 2 + 3072), np.uint8)
+        rows[:, 1], rows[:, 2] = np.arange(count) % 100, np.arange(count) % 100
+        rows[:, 0] = rows[:, 1] // 5
+        rows.tofile(tmp_path / name)
+    data = load(Cifar100(), f"{tmp_path}?clients=20&client=3&split=cyclic&classes=15&pool=0.5")
+    both = [*data.train.targets.tolist(), *data.test.targets.tolist()]
+    assert sorted(both) == list(range(3, 18))
+    first = (data.train.inputs[:, 0, 0, 0] * 0.2673 + 0.5071) * 255
+    npt.assert_allclose(first, data.train.targets, atol=1e-3)
+    assert variant_table(Cifar100().variants()["cnn1-1024"])["fc3.bias"].shape == (100,)
+
+
 def test_cifar10_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar, "FILE_ROWS", 40)
+    monkeypatch.setattr(Cifar10, "layout", replace(cifar.CIFAR10, train_rows=40, test_rows=40))
     rng = np.random.default_rng(0)
-    for name in (*cifar.TRAIN_FILES, *cifar.TEST_FILES):
+    for name in (*cifar.CIFAR10.train, *cifar.CIFAR10.test):
         rows = rng.integers(0, 256, (40, 3073), dtype=np.uint8)
         rows[:, 0] = np.arange(40) % 10
         rows[:, 1] = rows[:, 0]
@@ -144,6 +217,35 @@ def test_published_writers() -> None:
         sizes.append((len(data.train), len(data.test)))
     assert all(321 <= train <= 354 and 35 <= test <= 40 for train, test in sizes)
     assert len(Mnist().held_out(DataSpec.parse(selection))) == pytest.approx(2472, abs=80)
+
+
+def test_published_writers_cut_to_qupeds_sizes() -> None:
+    """66 clients of 203 to 336 samples for training and 25 to 40 for testing, writers apart."""
+    folder, qmnist = published("mnist"), published("qmnist")
+    spec = DataSpec.parse(f"{folder}?split=writers&qmnist={qmnist}&train=203-336&test=25-40")
+    shares = Mnist().shares(folder, Selection.parse(spec, Mnist.options))
+    sizes = np.array([(len(share.train), len(share.test)) for share in shares])
+    assert sizes.shape == (66, 2)
+    assert (sizes.min(axis=0) >= (203, 25)).all()
+    assert (sizes.max(axis=0) <= (336, 40)).all()
+    assert sizes[:, 0].mean() == pytest.approx(269.5, abs=20)
+    rows = idx.read_qmnist_labels(idx.find_idx(qmnist, "qmnist-train-labels-idx2-int"))
+    writers = [set(rows[share.train, idx.WRITER_COLUMN].tolist()) for share in shares]
+    assert [len(names) for names in writers] == [3] * 66
+    assert len(set.union(*writers)) == 198
+
+
+def test_published_sets_in_fedp3s_splits() -> None:
+    """100 clients: 490 and 210 images of Fashion-MNIST each, 420 and 180 of CIFAR-10."""
+    for workload, name, sizes in (
+        (Mnist(), "fashion-mnist", (490, 210)),
+        (Cifar10(), "cifar-10-batches-bin", (420, 180)),
+    ):
+        folder = published(name)
+        for split in ("cyclic&classes=5", "dirichlet-equal&alpha=0.5"):
+            spec = DataSpec.parse(f"{folder}?clients=100&split={split}&pool=0.7")
+            shares = workload.shares(folder, Selection.parse(spec, workload.options))
+            assert {(len(share.train), len(share.test)) for share in shares} == {sizes}
 
 
 def test_published_cifar10() -> None:

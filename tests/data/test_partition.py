@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.testing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motley.data.partition import Indices, by_class, by_group, dirichlet, like, sample, split
+from motley.data.dirichlet import dirichlet, dirichlet_capped, dirichlet_equal
+from motley.data.draws import Indices
+from motley.data.partition import by_class, by_group, cyclic, iid, like, sample, split
 from motley.errors import DataError
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -101,21 +105,128 @@ def test_dirichlet(clients: int, alpha: float, minimum: int, seed: int) -> None:
     assert_same(parts, dirichlet(labels, clients, alpha, seed, minimum))
 
 
-def test_alpha_sets_the_skew() -> None:
+DIRICHLETS = [dirichlet, dirichlet_equal, dirichlet_capped]
+
+
+@pytest.mark.parametrize("way", DIRICHLETS)
+def test_alpha_sets_the_skew(way: Callable[..., list[Indices]]) -> None:
     labels = np.repeat(np.arange(10), 500)
 
     def largest_share(alpha: float) -> float:
-        parts = dirichlet(labels, 10, alpha, 0)
+        parts = way(labels, 10, alpha, 0)
         return float(np.mean([np.bincount(labels[part]).max() / len(part) for part in parts]))
 
     assert largest_share(1000) < 0.15
     assert largest_share(0.1) > 0.4
 
 
+@pytest.mark.parametrize("way", DIRICHLETS)
 @pytest.mark.parametrize("alpha", [0, -1, float("nan"), float("inf")])
-def test_dirichlet_refuses_alpha(alpha: float) -> None:
+def test_dirichlet_refuses_alpha(way: Callable[..., list[Indices]], alpha: float) -> None:
     with pytest.raises(DataError, match="alpha is"):
-        dirichlet(np.zeros(10, int), 2, alpha, 0)
+        way(np.zeros(10, int), 2, alpha, 0)
+    with pytest.raises(DataError, match="11 clients"):
+        way(np.zeros(10, int), 11, 1.0, 0)
+
+
+@given(st.integers(1, 12), st.floats(0.01, 100), SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_dirichlet_equal(clients: int, alpha: float, seed: int) -> None:
+    labels = np.repeat(np.arange(4), [30, 20, 7, 26])
+    parts = dirichlet_equal(labels, clients, alpha, seed)
+    assert_parts(parts, clients, 83)
+    assert {len(part) for part in parts} == {83 // clients}
+    assert_same(parts, dirichlet_equal(labels, clients, alpha, seed))
+
+
+def test_dirichlet_equal_draws_mixtures_and_not_classes() -> None:
+    """With plenty of samples each client's mixture is p itself: E[p²] tells Dir(0.5) over four."""
+    labels = np.repeat(np.arange(4), 20_000)
+    parts = dirichlet_equal(labels, 400, 0.5, 0)[:400]
+    mixtures = np.stack([np.bincount(labels[part], minlength=4) / len(part) for part in parts])
+    # E[p_k²] = a (a + 1) / (A (A + 1)) with a = 0.5 and A = 4 a.
+    assert (mixtures**2).mean() == pytest.approx(0.5 * 1.5 / (2 * 3), rel=0.1)
+
+
+@given(st.integers(1, 8), st.floats(0.1, 100), SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_dirichlet_capped(clients: int, alpha: float, seed: int) -> None:
+    labels = np.repeat(np.arange(6), 60)
+    parts = dirichlet_capped(labels, clients, alpha, seed, minimum=3)
+    assert_parts(parts, clients, 360)
+    assert sum(map(len, parts)) == 360
+    fill = 360 / clients
+    assert min(map(len, parts)) >= max(3, 0.1 * fill)
+    for part in parts:
+        # What a client has when its last class is dealt out is below its fill.
+        last = np.max(labels[part])
+        assert (labels[part] < last).sum() < fill
+    assert_same(parts, dirichlet_capped(labels, clients, alpha, seed, minimum=3))
+
+
+def test_dirichlet_capped_gives_up_with_a_reason() -> None:
+    with pytest.raises(DataError, match=r"1000 draws of 40 clients with alpha=0.001 gave none"):
+        dirichlet_capped(np.zeros(40, int), 40, 0.001, 0)
+
+
+def test_fedp3s_splits_of_cifar10() -> None:
+    """100 clients of 600 of the pooled 60,000, five classes in equal amounts or Dir(0.5)."""
+    labels = np.tile(np.arange(10), 6000)
+    for client, part in enumerate(cyclic(labels, 100, 5, 0)):
+        expected = np.isin(np.arange(10), (client + np.arange(5)) % 10) * 120
+        assert np.bincount(labels[part], minlength=10).tolist() == expected.tolist()
+    assert {len(part) for part in dirichlet_equal(labels, 100, 0.5, 0)} == {600}
+    hundred = np.repeat(np.arange(100), 600)
+    for client, part in enumerate(cyclic(hundred, 100, 15, 0)):
+        expected = np.isin(np.arange(100), (client + np.arange(15)) % 100) * 40
+        assert np.bincount(hundred[part], minlength=100).tolist() == expected.tolist()
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.data(), SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_cyclic(clients: int, classes: int, data: st.DataObject, seed: int) -> None:
+    per_client = data.draw(st.integers(1, classes))
+    sizes = data.draw(st.lists(st.integers(12, 30), min_size=classes, max_size=classes))
+    labels = np.repeat(np.arange(classes) * 2, sizes)
+    parts = cyclic(labels, clients, per_client, seed)
+    assert_parts(parts, clients, len(labels))
+    amounts = set()
+    for client, part in enumerate(parts):
+        names, counts = np.unique(labels[part], return_counts=True)
+        assert set(names // 2) == {(client + j) % classes for j in range(per_client)}
+        amounts |= set(counts.tolist())
+    assert len(amounts) == 1
+    # No larger equal amount would do for every class.
+    held = [sum(name in labels[part] for part in parts) for name in np.unique(labels)]
+    more = amounts.pop() + 1
+    assert any(more * n > size for n, size in zip(held, sizes, strict=True))
+    assert_same(parts, cyclic(labels, clients, per_client, seed))
+
+
+def test_cyclic_refuses() -> None:
+    with pytest.raises(DataError, match="class 1 has 1 samples for 2 clients"):
+        cyclic(np.array([0, 0, 1]), 2, 2, 0)
+    with pytest.raises(DataError, match="3 classes per client; expected 1 to 2"):
+        cyclic(np.array([0, 0, 1]), 2, 3, 0)
+
+
+@given(st.integers(1, 12), st.integers(12, 60), SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_iid(clients: int, samples: int, seed: int) -> None:
+    parts = iid(np.zeros(samples, int), clients, seed)
+    assert_parts(parts, clients, samples)
+    sizes = [len(part) for part in parts]
+    assert sum(sizes) == samples
+    assert max(sizes) - min(sizes) <= 1
+    assert_same(parts, iid(np.zeros(samples, int), clients, seed))
+
+
+def test_iid_gives_all_the_same_mixture() -> None:
+    labels = np.repeat(np.arange(5), 2000)
+    counts = np.stack([np.bincount(labels[part]) for part in iid(labels, 10, 3)])
+    # Chi-square over 5 x 10 cells of 200: mean about 36, and 100 is far out.
+    assert ((counts - 200) ** 2 / 200).sum() < 100
+    assert len({tuple(row) for row in counts.tolist()}) > 1
 
 
 def test_dirichlet_refuses_an_impossible_minimum() -> None:
@@ -213,8 +324,12 @@ def test_parts_stay_the_same_from_release_to_release() -> None:
     assert [part.tolist() for part in by_class(labels, 3, 2, 7)] == BY_CLASS
     assert [part.tolist() for part in by_group(labels, 2, 2, 7)] == BY_GROUP
     assert sample(np.arange(12), labels, 5, 7).tolist() == SAMPLE
+    assert [part.tolist() for part in cyclic(labels, 3, 2, 7)] == CYCLIC
+    assert [part.tolist() for part in iid(labels, 5, 7)] == IID
 
 
 BY_CLASS = [[4, 5, 10, 11], [3, 9], [0, 1, 2, 6, 7, 8]]
 BY_GROUP = [[6, 7, 8, 9, 10, 11], [0, 1, 2, 3, 4, 5]]
 SAMPLE = [1, 2, 3, 8, 9]
+CYCLIC = [[0, 3], [4, 6], [8, 11]]
+IID = [[7, 9, 10], [0, 2, 5], [3, 11], [1, 8], [4, 6]]

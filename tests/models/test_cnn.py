@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from motley.errors import WorkloadError
-from motley.models.cnn import CNN, cnn1, cnn1_64, cnn2, cnn2_64, pooled_side
+from motley.models.cnn import CNN, cnn1, cnn1_64, cnn1_1024, cnn2, cnn2_64, pooled_side
 from motley.models.mlp import mlp
 
-FORMS = {"cnn1": cnn1, "cnn2": cnn2, "cnn1-64": cnn1_64, "cnn2-64": cnn2_64}
+FORMS = {"cnn1": cnn1, "cnn2": cnn2, "cnn1-64": cnn1_64, "cnn2-64": cnn2_64, "cnn1-1024": cnn1_1024}
 
 
 def parameters(module: torch.nn.Module) -> int:

@@ -18,6 +18,7 @@ from motley.models.units import (
     fresh_tensors,
     load_tensors,
     unit_table,
+    variant_table,
 )
 from motley.workload import Variant
 
@@ -74,6 +75,32 @@ def test_quantized_tensors_can_be_named() -> None:
     table = unit_table(SMALL(), ("conv1.weight", "fc3.weight"))
     assert table.quantized_units == ("conv1", "fc3")
     assert unit_table(SMALL(), ()).quantized_units == ()
+
+
+def test_units_can_be_blocks() -> None:
+    blocks = {"blocks": "blocks", "blocks.1": "conv1", "scale": "conv1"}
+    table = unit_table(Normalised(), units=blocks)
+    assert {row.name: row.unit for row in table if row.parameter} == {
+        "scale": "conv1",
+        "conv1.weight": "conv1",
+        "conv1.bias": "conv1",
+        "blocks.0.weight": "blocks",
+        "blocks.0.bias": "blocks",
+        "blocks.1.weight": "conv1",
+        "blocks.1.bias": "conv1",
+        "fc.weight": "fc",
+        "fc.bias": "fc",
+    }
+    assert table.units == ("conv1", "blocks", "fc")
+    assert variant_table(Variant(Normalised, units=blocks)) == table
+    assert UnitTable.from_json(table.to_json()) == table
+
+
+@pytest.mark.parametrize("path", ["block", "blocks.2", "blocks", "fc.weights"])
+def test_a_path_without_tensors_is_no_unit(path: str) -> None:
+    units = {"blocks.0": "a", "blocks.1": "b", path: "c"}
+    with pytest.raises(WorkloadError, match=f"{path!r} in Variant.units holds no tensor"):
+        unit_table(Normalised(), units=units)
 
 
 @pytest.mark.parametrize(

@@ -197,10 +197,10 @@ class Local(Algorithm):
         from motley.training import personal as state
 
         plan, settings = context.plan, self.settings
-        if personal is not None:
-            state.check_counts(personal, plan, settings.centres)
-            return personal
         variant = context.workload.variants()[plan.variant]
+        if personal is not None:
+            state.check_counts(personal, variant, plan, settings.centres)
+            return personal
         tensors = state.initial_tensors(variant, plan.variant, context.task.run_seed)
         counts = state.quantized_counts(variant, plan, settings.centres)
         if not counts:

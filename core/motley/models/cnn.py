@@ -2,7 +2,8 @@
 
 CNN1 has two convolutional and three fully connected layers; CNN2 has one more convolution of 32
 filters of 5x5. Both come in two widths: the small one ("LeNet", the form that the names `cnn1`
-and `cnn2` stand for) and the one of the TensorFlow tutorial (`cnn1_64`, `cnn2_64`).
+and `cnn2` stand for) and the one of the TensorFlow tutorial (`cnn1_64`, `cnn2_64`). FedP3's
+network for CIFAR and Fashion-MNIST (arXiv 2404.09816) is CNN1 in a third width, `cnn1_1024`.
 
 At 28x28 and 32x32 the first two convolutions use no padding. Images below 16x16 are too small
 for that; there they pad by two, so that only the pools shrink the image (8x8 becomes 2x2).
@@ -41,18 +42,21 @@ class Widths:
 class CNN(nn.Module):
     """Two or three convolutions, two pools, three fully connected layers, ReLU between them."""
 
-    def __init__(self, widths: Widths, *, channels: int, classes: int, side: int) -> None:
+    def __init__(
+        self, widths: Widths, *, channels: int, classes: int, side: int, border: int = 0
+    ) -> None:
+        """Build the layers; `border` is what the first convolution pads by where others do not."""
         super().__init__()
         first, second = widths.convolutions
         padding = KERNEL // 2 if side < SMALLEST_UNPADDED_SIDE else 0
         features = widths.third or second
         self.relu = Rectifier()
-        self.conv1 = nn.Conv2d(channels, first, KERNEL, padding=padding)
+        self.conv1 = nn.Conv2d(channels, first, KERNEL, padding=padding or border)
         self.conv2 = nn.Conv2d(first, second, KERNEL, padding=padding)
         self.conv3: nn.Conv2d | None = None
         if widths.third:
             self.conv3 = nn.Conv2d(second, widths.third, KERNEL, padding=KERNEL // 2)
-        self.fc1 = nn.Linear(features * pooled_side(side) ** 2, widths.hidden[0])
+        self.fc1 = nn.Linear(features * pooled_side(side + 2 * border) ** 2, widths.hidden[0])
         self.fc2 = nn.Linear(widths.hidden[0], widths.hidden[1])
         self.fc3 = nn.Linear(widths.hidden[1], classes)
 
@@ -97,3 +101,14 @@ def cnn1_64(*, channels: int, classes: int, side: int) -> CNN:
 def cnn2_64(*, channels: int, classes: int, side: int) -> CNN:
     """Return `cnn1_64` with a third convolution of 32 filters behind the second pool."""
     return CNN(Widths((64, 64), (384, 192), 32), channels=channels, classes=classes, side=side)
+
+
+def cnn1_1024(*, channels: int, classes: int, side: int) -> CNN:
+    """Return FedP3's width of CNN1: 64 and 64 filters, 1024 and 1024 hidden units.
+
+    The first convolution pads 28x28 to 32x32, as LeNet's did, so that `fc1` has 1,600 inputs for
+    Fashion-MNIST too: what the paper's parameter counts say.
+    """
+    border = max(0, 32 - side) // 2 if side >= SMALLEST_UNPADDED_SIDE else 0
+    widths = Widths((64, 64), (1024, 1024))
+    return CNN(widths, channels=channels, classes=classes, side=side, border=border)

@@ -1,7 +1,8 @@
 """The unit table: every tensor of a model, and the layer it belongs to.
 
 A *unit* is what a plan gives a bit-width to and what a client sends or keeps: one layer, named
-by its path in the module (`conv1`, `blocks.0.conv2`). Both ends of the wire hold the same table.
+by its path in the module (`conv1`, `blocks.0.conv2`), or a block of layers where the variant says
+so (`Variant.units`). Both ends of the wire hold the same table.
 
 torch is imported where a module is touched, never at the top: a server that only reads
 tables needs none.
@@ -10,7 +11,7 @@ tables needs none.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import prod
@@ -40,7 +41,7 @@ class TensorInfo:
     dtype: str
     """numpy's name, e.g. `float32`."""
     unit: str
-    """The layer that owns it, e.g. `conv1`."""
+    """The layer or block that owns it, e.g. `conv1`."""
     quantized: bool
     """Whether low bit-widths apply to it."""
     parameter: bool = True
@@ -137,7 +138,13 @@ def variant_table(variant: Variant, *, ends: bool = False) -> UnitTable:
 
     with torch.random.fork_rng(devices=[]):
         module = variant.build()
-    return unit_table(module, variant.quantized, ends=ends, full_precision=variant.full_precision)
+    return unit_table(
+        module,
+        variant.quantized,
+        ends=ends,
+        full_precision=variant.full_precision,
+        units=variant.units,
+    )
 
 
 def unit_table(
@@ -146,6 +153,7 @@ def unit_table(
     *,
     ends: bool = False,
     full_precision: tuple[str, ...] = (),
+    units: Mapping[str, str] | None = None,
 ) -> UnitTable:
     """Return the table of a module: each tensor of its state_dict once, in that order.
 
@@ -156,10 +164,11 @@ def unit_table(
             section 5: first and last layer stay in full precision).
         ends: whether None takes in the first and the last too (FedMPQ does).
         full_precision: names that None leaves out.
+        units: unit by path in the module (`Variant.units`); None: each layer is a unit.
 
     Raises:
-        WorkloadError: a name of `quantized` is not a floating-point parameter of the module, or
-            the module holds a tensor of a type that cannot be sent.
+        WorkloadError: a name of `quantized` is not a floating-point parameter of the module, a
+            path of `units` holds no tensor, or the module holds one of a type that cannot be sent.
     """
     tensors = _state(module)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -170,20 +179,31 @@ def unit_table(
     else:
         chosen = set(_checked_quantized(quantized, tensors, parameters))
     _check_not_shared(chosen, tensors)
+    _check_units_used(tensors, units or {})
     return UnitTable(
         tuple(
             TensorInfo(
                 name=name,
                 shape=tuple(tensor.shape),
                 dtype=_dtype_name(name, tensor),
-                # A tensor of the root module has no layer: it is a unit of its own.
-                unit=name.rpartition(".")[0] or name,
+                unit=unit_of(name, units or {}),
                 quantized=name in chosen,
                 parameter=name in parameters,
             )
             for name, tensor in tensors.items()
         )
     )
+
+
+def unit_of(name: str, units: Mapping[str, str]) -> str:
+    """Return the unit of a tensor under `Variant.units`.
+
+    >>> unit_of("stage1.0.conv1.weight", {"stage1.0": "stage1.0", "bn1": "conv1"})
+    'stage1.0'
+    """
+    path = _path_of(name, units)
+    # A tensor of the root module has no layer: it is a unit of its own.
+    return units[path] if path else name.rpartition(".")[0] or name
 
 
 def fresh_tensors(variant: Variant, seed: int) -> dict[str, Array]:
@@ -246,6 +266,25 @@ def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
             )
         state[name] = value.detach()
     return state
+
+
+def _path_of(name: str, units: Mapping[str, str]) -> str:
+    """Return the longest path in `units` that a tensor lies under; "" when there is none."""
+    path = name
+    while path and path not in units:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _check_units_used(names: Iterable[str], units: Mapping[str, str]) -> None:
+    used = {_path_of(name, units) for name in names}
+    for path in units:
+        if path not in used:
+            layers = sorted({name.rpartition(".")[0] or name for name in names})
+            raise WorkloadError(
+                f"path {path!r} in Variant.units holds no tensor of the model, or none that a "
+                f"longer path leaves to it; its layers are {_listed(layers)}"
+            )
 
 
 def _dtype_name(name: str, tensor: torch.Tensor) -> str:

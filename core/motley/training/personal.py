@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from motley.errors import PlanError
-from motley.models.units import fresh_tensors, variant_table
+from motley.models.units import fresh_tensors, unit_of, variant_table
 from motley.plan import FULL_PRECISION, Plan
 from motley.quantize.cells import nearest_cells
 from motley.quantize.codebooks import Codebooks, lay_out
@@ -80,12 +80,13 @@ def quantized_counts(variant: Variant, plan: Plan, override: int = 0) -> dict[st
     }
 
 
-def check_counts(state: Mapping[str, Array], plan: Plan, override: int = 0) -> None:
+def check_counts(
+    state: Mapping[str, Array], variant: Variant, plan: Plan, override: int = 0
+) -> None:
     """Raise PlanError unless the state has the centres that the plan asks for."""
     wanted = {u: override or 2**bits for u, bits in plan.bits.items() if bits != FULL_PRECISION}
-    found = {
-        name.rpartition(".")[0] or name: c.size for name, c in _under(state, "centres").items()
-    }
+    centres = _under(state, "centres")
+    found = {unit_of(name, variant.units or {}): c.size for name, c in centres.items()}
     if wanted != found:
         raise PlanError(
             f"the plan asks for {wanted or 'no'} centres by unit, the personal state has "

@@ -14,21 +14,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from motley.data.partition import Indices
+from motley.data.draws import Indices
 from motley.data.shared import shared
 from motley.errors import DataError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
-from motley.workloads.selection import (
-    Selection,
-    Share,
-    held_out_share,
-    own_share,
-    pooled_shares,
-)
+from motley.workloads.selection import Selection
+from motley.workloads.shares import Share, held_out_share, own_share, pooled_shares
 from motley.workloads.variants import image_variants
 
 SIDE, CLASSES, BRIGHTEST = 8, 10, 16
-OPTIONS = ("clients", "client", "classes", "alpha", "train", "seed")
+OPTIONS = ("clients", "client", "split", "classes", "alpha", "train", "seed")
 TRAIN = 0.7
 
 

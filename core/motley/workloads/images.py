@@ -1,4 +1,4 @@
-"""Image sets read from the files in which they are published: MNIST, Fashion-MNIST, CIFAR-10.
+"""Image sets read from the files in which they are published: MNIST, Fashion-MNIST, EMNIST, CIFAR.
 
 A data spec is the folder that holds the files, with the options of `motley.workloads.selection`
 behind it: `/data/mnist?clients=50&client=7&classes=4`. The published training part is shared
@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from motley.data import cifar, idx
-from motley.data.partition import Indices, Labels
+from motley.data.draws import Indices, Labels
 from motley.data.shared import shared
-from motley.errors import DataError
+from motley.errors import DataError, WorkloadError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
-from motley.workloads.selection import (
+from motley.workloads.selection import Selection
+from motley.workloads.shares import (
     Part,
-    Selection,
     Share,
+    Source,
     held_out_share,
     own_share,
     published_shares,
@@ -33,7 +34,8 @@ from motley.workloads.selection import (
 from motley.workloads.variants import image_variants
 
 CLASSES = 10
-OPTIONS = ("clients", "client", "classes", "alpha", "train", "test", "seed")
+LETTERS = 26
+OPTIONS = ("clients", "client", "split", "classes", "alpha", "pool", "train", "test", "seed")
 
 
 class PublishedImages(Workload):
@@ -68,8 +70,8 @@ class PublishedImages(Workload):
         folder, selection = Path(spec.location), Selection.parse(spec, self.options)
         share = own_share(self._shares(folder, selection.of_all()), selection)
         return LocalData(
-            train=self._take(folder, "train", share.train),
-            test=self._take(folder, share.test_part, share.test),
+            train=self._take(folder, share.train_of, share.train),
+            test=self._take(folder, share.test_of, share.test),
         )
 
     def held_out(self, spec: DataSpec) -> Split:
@@ -80,54 +82,45 @@ class PublishedImages(Workload):
         """
         folder, selection = Path(spec.location), Selection.parse(spec, self.options)
         share = held_out_share(self._shares(folder, selection.of_all()), selection)
-        return self._take(folder, share.test_part, share.test)
+        return self._take(folder, share.test_of, share.test)
 
-    def _take(self, folder: Path, part: Part, indices: Indices) -> Split:
-        return Split(self.images(folder, part, indices), self.labels(folder, part)[indices])
+    def _take(self, folder: Path, source: Source, indices: Indices) -> Split:
+        if source != "joined":
+            return Split(self.images(folder, source, indices), self.labels(folder, source)[indices])
+        ahead = len(self.labels(folder, "train"))
+        cut = int(np.searchsorted(indices, ahead))
+        first = self._take(folder, "train", indices[:cut])
+        behind = self._take(folder, "test", indices[cut:] - ahead)
+        return Split(
+            np.concatenate([first.inputs, behind.inputs]),
+            np.concatenate([first.targets, behind.targets]),
+        )
 
 
 class Mnist(PublishedImages):
     """MNIST, or a set in its format: inputs float32 [N, 1, 28, 28] in 0 to 1, targets int64 [N].
 
-    For MNIST itself, `writers=3&qmnist=FOLDER&client=7` makes clients of writers: the stand-in
+    For MNIST itself, `split=writers&qmnist=FOLDER&client=7` makes clients of writers: the stand-in
     for the FEMNIST of QuPeD's section 5 (198 writers, three to a client, ten classes).
+    `train=203-336&test=25-40` cuts clients to the sizes that the paper gives.
     """
 
     options: ClassVar[tuple[str, ...]] = (*OPTIONS, "writers", "qmnist")
     side: ClassVar[int] = 28
 
     def variants(self) -> Mapping[str, Variant]:
-        """Return the CNNs without padding and an MLP of 128 and 64 units."""
+        """Return the CNNs without padding, MLPs and ResNets."""
         return image_variants(channels=1, classes=CLASSES, side=self.side, hidden=(128, 64))
 
-    @shared
     def labels(self, folder: Path, part: Part) -> Labels:
         """Read a label file, e.g. `train-labels-idx1-ubyte.gz`."""
         path = idx.find_idx(folder, f"{_stem(part)}-labels-idx1-ubyte")
-        labels = idx.read_idx(path)
-        if labels.dtype != np.uint8 or labels.ndim != 1 or labels.max(initial=0) >= CLASSES:
-            raise DataError(
-                f"{path} holds {labels.dtype} {list(labels.shape)}; expected uint8 [N], 0 to 9"
-            )
-        return labels.astype(np.int64)
+        return _grey_labels(path, 0, CLASSES - 1)
 
     def images(self, folder: Path, part: Part, indices: Indices) -> npt.NDArray[np.float32]:
         """Read images of e.g. `train-images-idx3-ubyte.gz`, scaled to 0 to 1."""
-        images = self._pixels(folder, part)[indices, None].astype(np.float32)
-        images /= np.float32(255)
-        return images
-
-    @shared
-    def _pixels(self, folder: Path, part: Part) -> npt.NDArray[np.uint8]:
         path = idx.find_idx(folder, f"{_stem(part)}-images-idx3-ubyte")
-        pixels = idx.read_idx(path)
-        expected = (len(self.labels(folder, part)), self.side, self.side)
-        if pixels.dtype != np.uint8 or pixels.shape != expected:
-            raise DataError(
-                f"{path} holds {pixels.dtype} {list(pixels.shape)}; "
-                f"expected uint8 {list(expected)}, an image for each label"
-            )
-        return pixels.astype(np.uint8, copy=False)
+        return _grey_images(path, len(self.labels(folder, part)), self.side, indices)
 
     def shares(self, folder: Path, selection: Selection) -> list[Share]:
         """Return every client's share, by writers when the selection asks for them."""
@@ -144,34 +137,117 @@ class Mnist(PublishedImages):
         return writer_shares(rows[:, idx.WRITER_COLUMN], labels, selection)
 
 
+class EmnistLetters(PublishedImages):
+    """EMNIST's letters: inputs float32 [N, 1, 28, 28] in 0 to 1, upright, targets int64 [N].
+
+    Published labels count from 1 (A); targets count from 0, and letters behind the first
+    `letters` are left out. FedP3's experiments take ten, A to J (Cohen et al., arXiv 1702.05373).
+    """
+
+    side: ClassVar[int] = 28
+
+    def __init__(self, letters: int = CLASSES) -> None:
+        """`letters` comes from `[workload.arguments]` in the run file.
+
+        Raises:
+            WorkloadError: it is not 2 to 26.
+        """
+        if not 2 <= letters <= LETTERS:
+            raise WorkloadError(f"letters is {letters}; expected 2 to {LETTERS}")
+        self._letters = letters
+
+    def variants(self) -> Mapping[str, Variant]:
+        """Return MNIST's variants with a logit for each letter."""
+        return image_variants(channels=1, classes=self._letters, side=self.side, hidden=(128, 64))
+
+    def labels(self, folder: Path, part: Part) -> Labels:
+        """Read the labels of the letters in use, e.g. `emnist-letters-train-labels-idx1-ubyte`."""
+        labels = self._published_labels(folder, part)
+        return labels[labels <= self._letters] - 1
+
+    def images(self, folder: Path, part: Part, indices: Indices) -> npt.NDArray[np.float32]:
+        """Read images of the letters in use, scaled to 0 to 1."""
+        labels = self._published_labels(folder, part)
+        rows = np.flatnonzero(labels <= self._letters)[indices]
+        path = idx.find_idx(folder, f"emnist-letters-{part}-images-idx3-ubyte")
+        # Published column by column: turned, so that rows of pixels are rows of the letter.
+        images = _grey_images(path, len(labels), self.side, rows)
+        return np.ascontiguousarray(images.swapaxes(2, 3))
+
+    def _published_labels(self, folder: Path, part: Part) -> Labels:
+        path = idx.find_idx(folder, f"emnist-letters-{part}-labels-idx1-ubyte")
+        return _grey_labels(path, 1, LETTERS)
+
+
 class Cifar10(PublishedImages):
     """CIFAR-10, binary version: inputs float32 [N, 3, 32, 32], normalised, targets int64 [N]."""
 
+    layout: ClassVar[cifar.Layout] = cifar.CIFAR10
     mean: ClassVar[tuple[float, float, float]] = (0.4914, 0.4822, 0.4465)
     deviation: ClassVar[tuple[float, float, float]] = (0.2470, 0.2435, 0.2616)
     """Of each channel over the training part, with pixels from 0 to 1."""
 
     def variants(self) -> Mapping[str, Variant]:
-        """Return the CNNs without padding and an MLP of 128 and 64 units."""
-        return image_variants(channels=3, classes=CLASSES, side=32, hidden=(128, 64))
+        """Return the CNNs without padding, MLPs and ResNets."""
+        return image_variants(channels=3, classes=self.layout.classes, side=32, hidden=(128, 64))
 
     @shared
     def labels(self, folder: Path, part: Part) -> Labels:
         """Read the labels of the part's files."""
-        return cifar.read_labels(folder, _files(part))
+        return cifar.read_labels(folder, self.layout, part)
 
     def images(self, folder: Path, part: Part, indices: Indices) -> npt.NDArray[np.float32]:
         """Read images, each channel at mean 0 and deviation 1 over the training part."""
-        images = cifar.read_images(folder, _files(part), indices).astype(np.float32)
+        images = cifar.read_images(folder, self.layout, part, indices).astype(np.float32)
         images /= np.float32(255)
         images -= np.array(self.mean, np.float32)[:, None, None]
         images /= np.array(self.deviation, np.float32)[:, None, None]
         return images
 
 
+class Cifar100(Cifar10):
+    """CIFAR-100, binary version, by its 100 fine labels; else as CIFAR-10."""
+
+    layout: ClassVar[cifar.Layout] = cifar.CIFAR100
+    mean: ClassVar[tuple[float, float, float]] = (0.5071, 0.4865, 0.4409)
+    deviation: ClassVar[tuple[float, float, float]] = (0.2673, 0.2564, 0.2762)
+
+
+@shared
+def _grey_labels(path: Path, low: int, high: int) -> Labels:
+    """Return the labels [N] of an IDX file, which are `low` to `high`."""
+    labels = idx.read_idx(path)
+    if (
+        labels.dtype != np.uint8
+        or labels.ndim != 1
+        or labels.max(initial=low) > high
+        or labels.min(initial=low) < low
+    ):
+        raise DataError(
+            f"{path} holds {labels.dtype} {list(labels.shape)}; expected uint8 [N], {low} to {high}"
+        )
+    return labels.astype(np.int64)
+
+
+def _grey_images(path: Path, count: int, side: int, rows: Indices) -> npt.NDArray[np.float32]:
+    """Return the images [n, 1, side, side] at `rows` of an IDX file of `count`, in 0 to 1."""
+    images = _grey_pixels(path, count, side)[rows, None].astype(np.float32)
+    images /= np.float32(255)
+    return images
+
+
+@shared
+def _grey_pixels(path: Path, count: int, side: int) -> npt.NDArray[np.uint8]:
+    """Return the images [count, side, side] of an IDX file."""
+    pixels = idx.read_idx(path)
+    expected = (count, side, side)
+    if pixels.dtype != np.uint8 or pixels.shape != expected:
+        raise DataError(
+            f"{path} holds {pixels.dtype} {list(pixels.shape)}; "
+            f"expected uint8 {list(expected)}, an image for each label"
+        )
+    return pixels.astype(np.uint8, copy=False)
+
+
 def _stem(part: Part) -> str:
     return "train" if part == "train" else "t10k"
-
-
-def _files(part: Part) -> tuple[str, ...]:
-    return cifar.TRAIN_FILES if part == "train" else cifar.TEST_FILES

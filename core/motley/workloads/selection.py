@@ -3,10 +3,12 @@
 | option | meaning |
 |---|---|
 | `clients`, `client` | so many clients share the set; this device is that one, counted from 0 |
-| `classes` | each client holds so many classes, in equal shards; default: all of them |
-| `alpha` | instead: each class is shared out by a Dirichlet distribution of this concentration |
-| `writers` | instead: each client holds the digits of so many writers; needs `qmnist`, a folder |
-| `train`, `test` | samples kept of the client's: a number, or a fraction when below 1 |
+| `split` | how they share it, one of `SPLITS`; without it, what the options below imply |
+| `classes` | `shards`, `cyclic`: classes of each client; default of `shards`: all of them |
+| `alpha` | `dirichlet`, `dirichlet-equal`, `dirichlet-capped`: the concentration |
+| `writers` | `writers`: writers of each client, 3 unless given; needs `qmnist`, a folder |
+| `pool` | the published parts are joined first; this fraction of a client's samples trains |
+| `train`, `test` | samples kept of the client's: a number, a fraction, or a range `203-336` |
 | `seed` | of the partition and of every draw; 0 unless given, and the same on all devices |
 """
 
@@ -14,25 +16,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from math import floor
+from typing import Literal, TypeVar, get_args
 
-import numpy as np
-import numpy.typing as npt
-
-from motley.data import partition
-from motley.data.partition import Indices, Labels
 from motley.errors import DataError
-from motley.seeding import derive
 from motley.workload import DataSpec
 
-Amount = int | float
-"""A number of samples, or a fraction when it is a float (then below 1)."""
-Part = Literal["train", "test"]
 T = TypeVar("T")
+Split = Literal[
+    "shards", "cyclic", "iid", "dirichlet", "dirichlet-equal", "dirichlet-capped", "writers"
+]
+SPLITS: tuple[Split, ...] = get_args(Split)
+TAKES: dict[str, tuple[Split, ...]] = {
+    "classes": ("shards", "cyclic"),
+    "alpha": ("dirichlet", "dirichlet-equal", "dirichlet-capped"),
+    "writers": ("writers",),
+}
+"""The splits that an option belongs to; given alone, it stands for the first of them."""
+NEEDS: dict[str, str] = {"cyclic": "classes"} | dict.fromkeys(TAKES["alpha"], "alpha")
+"""The option that a split cannot do without."""
 
-WRITERS = 198
-"""QuPeD's FEMNIST has 198 writers; `writers=3` alone makes 66 clients of them."""
-WRITER_TRAIN = 0.9
+WRITERS, PER_CLIENT = 198, 3
+"""QuPeD's FEMNIST has 198 writers, three to a client: `split=writers` makes 66 clients of them."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number of samples that is drawn anew for each client, both ends included."""
+
+    low: int
+    high: int
+
+
+Amount = int | float | Range
+"""A number of samples, a fraction when it is a float (then below 1), or a range of numbers."""
+
+
+def amount_of(amount: Amount, available: int, draw: float) -> int:
+    """Return the number of samples that an amount means for a client that has `available`.
+
+    Args:
+        amount: what was asked for.
+        available: samples that the client has.
+        draw: the client's place in a range, 0 to below 1; a range is cut at what is there.
+
+    Raises:
+        DataError: a range starts above what is there.
+    """
+    if isinstance(amount, float):
+        return max(1, round(amount * available))
+    if isinstance(amount, int):
+        return amount
+    if available < amount.low:
+        raise DataError(
+            f"a client has {available} samples, and {amount.low}-{amount.high} of them are asked "
+            f"for; start the range at {available} or below"
+        )
+    return min(available, amount.low + floor(draw * (amount.high - amount.low + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +81,12 @@ class Selection:
 
     clients: int | None = None
     client: int | None = None
+    split: Split | None = None
     classes: int | None = None
     alpha: float | None = None
     writers: int | None = None
     qmnist: str | None = None
+    pool: float | None = None
     train: Amount | None = None
     test: Amount | None = None
     seed: int = 0
@@ -59,17 +101,22 @@ class Selection:
                 f"there are {', '.join(known)}"
             )
         options = spec.options
+        split = _split(options.get("split"), known)
         writers = _value(options.get("writers"), "writers", _count)
+        if writers is None and split == "writers":
+            writers = PER_CLIENT
         clients = _value(options.get("clients"), "clients", _count)
         if clients is None and writers is not None:
             clients = max(1, WRITERS // writers)
         return cls(
             clients=clients,
             client=_value(options.get("client"), "client", _index),
+            split=split,
             classes=_value(options.get("classes"), "classes", _count),
             alpha=_value(options.get("alpha"), "alpha", _positive),
             writers=writers,
             qmnist=options.get("qmnist"),
+            pool=_value(options.get("pool"), "pool", _fraction),
             train=_value(options.get("train"), "train", _amount),
             test=_value(options.get("test"), "test", _amount),
             seed=_value(options.get("seed"), "seed", _index) or 0,
@@ -79,16 +126,41 @@ class Selection:
         """Return how the set is shared out, whichever client asks."""
         return replace(self, client=None)
 
+    @property
+    def way(self) -> Split:
+        """How the set is shared out: what was named, or what the other options imply."""
+        if self.split is not None:
+            return self.split
+        given = [name for name in TAKES if getattr(self, name) is not None]
+        return TAKES[given[0]][0] if given else "shards"
+
     def __post_init__(self) -> None:
-        ways = [name for name in ("classes", "alpha", "writers") if getattr(self, name) is not None]
+        ways = [name for name in TAKES if getattr(self, name) is not None]
         if len(ways) > 1:
             raise DataError(f"data options {' and '.join(ways)} exclude each other; give one")
+        for name in ways:
+            if self.way not in TAKES[name]:
+                raise DataError(
+                    f"data option {name} does not go with split={self.split}; "
+                    f"it is for {', '.join(TAKES[name])}"
+                )
+        needed = NEEDS.get(self.way)
+        if needed is not None and needed not in ways:
+            raise DataError(f"data option split={self.split} needs {needed}")
         if (self.writers is None) != (self.qmnist is None):
             raise DataError("data options writers and qmnist (a folder) are only given together")
-        if self.clients is None and (ways or self.client is not None):
-            raise DataError(
-                f"data option {(ways or ['client'])[0]} needs clients, the number of them"
-            )
+        if self.writers is not None and self.pool is not None:
+            raise DataError("data option pool does not go with writers, who are of one part alone")
+        self._check_clients()
+
+    def _check_clients(self) -> None:
+        dependent = [
+            name
+            for name in ("classes", "alpha", "split", "client")
+            if getattr(self, name) is not None
+        ]
+        if self.clients is None and dependent:
+            raise DataError(f"data option {dependent[0]} needs clients, the number of them")
         if self.clients is not None and self.client is not None and self.client >= self.clients:
             raise DataError(
                 f"data option client={self.client}; expected 0 to {self.clients - 1}, "
@@ -96,137 +168,14 @@ class Selection:
             )
 
 
-@dataclass(frozen=True)
-class Share:
-    """One client's samples, as sorted indices."""
-
-    train: Indices
-    test: Indices
-    test_part: Part = "test"
-    """The published part that `test` points into; `train` always points into the training part."""
-
-
-def pooled_shares(labels: Labels, selection: Selection, train: Amount) -> list[Share]:
-    """Return every client's share of a set that is published in one piece.
-
-    Args:
-        labels: class of each sample, [N].
-        selection: how it is shared out; without clients there is one share, the whole set.
-        train: what trains where the selection does not say; the rest is for testing.
-
-    Raises:
-        DataError: the set is too small for that.
-    """
-    amount = selection.train if selection.train is not None else train
-    least = amount + 1 if isinstance(amount, int) else 2
-    shares = []
-    for client, part in enumerate(_parts(labels, selection, least)):
-        seed = derive(selection.seed, "split", client)
-        shares.append(Share(*partition.split(part, labels, amount, seed), test_part="train"))
-    return shares
-
-
-def published_shares(train: Labels, test: Labels, selection: Selection) -> list[Share]:
-    """Return every client's share of a set that is published in a training and a test part.
-
-    The training part is shared out; the test part likewise, class by class.
-
-    Args:
-        train: class of each training sample, [N].
-        test: class of each test sample, [M].
-        selection: how they are shared out; without clients there is one share, all of both.
-
-    Raises:
-        DataError: the set is too small for that.
-    """
-    parts = _parts(train, selection, 1)
-    tests = [np.arange(len(test))]
-    if selection.clients is not None:
-        tests = partition.like(parts, train, test, selection.seed)
-    return [
-        Share(
-            _limited(part, train, selection.train, derive(selection.seed, "train", client)),
-            _limited(others, test, selection.test, derive(selection.seed, "test", client)),
-        )
-        for client, (part, others) in enumerate(zip(parts, tests, strict=True))
-    ]
-
-
-def writer_shares(
-    writers: npt.NDArray[np.int64], labels: Labels, selection: Selection
-) -> list[Share]:
-    """Return every client's share by writers, 90 % of each writer's samples for training.
-
-    Args:
-        writers: writer of each training sample, [N].
-        labels: class of each training sample, [N].
-        selection: one with `clients` and `writers`.
-
-    Raises:
-        DataError: there are too few writers, or one has too few samples.
-    """
-    clients, per_client = selection.clients or 1, selection.writers or 1
-    shares = []
-    for client, part in enumerate(partition.by_group(writers, clients, per_client, selection.seed)):
-        seed = derive(selection.seed, "split", client)
-        cut = [
-            partition.split(part[writers[part] == writer], labels, WRITER_TRAIN, seed)
-            for writer in np.unique(writers[part])
-        ]
-        train = np.sort(np.concatenate([chosen for chosen, _ in cut]))
-        test = np.sort(np.concatenate([rest for _, rest in cut]))
-        shares.append(
-            Share(
-                _limited(train, labels, selection.train, seed),
-                _limited(test, labels, selection.test, seed),
-                test_part="train",
-            )
-        )
-    return shares
-
-
-def own_share(shares: Sequence[Share], selection: Selection) -> Share:
-    """Return the share of the selection's client; raise DataError when it names none."""
-    if selection.clients is None:
-        return shares[0]
-    if selection.client is None:
-        raise DataError(
-            f"data option client is missing; expected 0 to {selection.clients - 1}, "
-            f"as the set is shared out over {selection.clients} clients"
-        )
-    return shares[selection.client]
-
-
-def held_out_share(shares: Sequence[Share], selection: Selection) -> Share:
-    """Return the share of the selection's client or, when it names none, all clients' together.
-
-    A server that names the same options as its clients is so tested on what none trains on.
-    """
-    if selection.client is not None:
-        return shares[selection.client]
-    return Share(
-        np.sort(np.concatenate([share.train for share in shares])),
-        np.sort(np.concatenate([share.test for share in shares])),
-        shares[0].test_part,
-    )
-
-
-def _parts(labels: Labels, selection: Selection, minimum: int) -> list[Indices]:
-    if selection.clients is None:
-        return [np.arange(len(labels))]
-    if selection.alpha is not None:
-        return partition.dirichlet(
-            labels, selection.clients, selection.alpha, selection.seed, minimum
-        )
-    classes = selection.classes or len(np.unique(labels))
-    return partition.by_class(labels, selection.clients, classes, selection.seed)
-
-
-def _limited(part: Indices, labels: Labels, amount: Amount | None, seed: int) -> Indices:
-    if amount is None:
-        return part
-    count = amount if isinstance(amount, int) else max(1, round(amount * len(part)))
-    return partition.sample(part, labels, count, seed)
+def _split(text: str | None, known: Sequence[str]) -> Split | None:
+    usable = [name for name in SPLITS if name != "writers" or "writers" in known]
+    if text is None:
+        return None
+    for name in usable:
+        if text == name:
+            return name
+    raise DataError(f"data option split={text}; expected one of {', '.join(usable)}")
 
 
 def _value(text: str | None, name: str, read: Callable[[str], T]) -> T | None:
@@ -248,23 +197,35 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
+def _number(text: str) -> float:
+    """Return a number; 0 where the text is none, which no caller takes."""
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = 0.0
+        return 0.0
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
     if not 0 < value < float("inf"):
         raise ValueError("a number above 0")
     return value
 
 
-def _amount(text: str) -> Amount:
-    if text.isascii() and text.isdigit() and int(text) > 0:
-        return int(text)
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+def _fraction(text: str) -> float:
+    value = _number(text)
     if not 0 < value < 1:
-        raise ValueError("a number of samples, or a fraction above 0 and below 1")
+        raise ValueError("a fraction above 0 and below 1")
     return value
+
+
+def _amount(text: str) -> Amount:
+    low, dash, high = text.partition("-")
+    ends = [int(end) for end in (low, high) if end.isascii() and end.isdigit()]
+    if dash and len(ends) == 2 and 1 <= ends[0] <= ends[1]:
+        return Range(*ends)
+    if not dash and ends and ends[0] > 0:
+        return ends[0]
+    if not 0 < _number(text) < 1:
+        raise ValueError("a number of samples, a fraction above 0 and below 1, or a range as 20-30")
+    return _number(text)
