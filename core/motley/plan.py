@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from motley.errors import PlanError
 from motley.workload import Scalar
@@ -13,6 +13,7 @@ FULL_PRECISION = 32
 """The bit-width that stands for fp32, in plans and in run files."""
 HALF = 16
 """fp16; for tensors that no low bit-width applies to."""
+Layout = Literal["", "planes", "scalar", "hexagonal"]
 
 
 def check_bits(bits: int, what: str) -> int:
@@ -43,10 +44,11 @@ class Plan:
     client's own count, so that clients sampled rarely stay in step."""
     iterations: int = 0
     """Local iterations of the whole run."""
-    layout: Literal["", "planes"] = ""
+    layout: Layout = ""
     """With "planes" the units of `bits` travel as integers in sign-magnitude planes, both ways, and
     an update may leave top planes out; `up_bits` and `down_bits` then have no say. Else the global
-    model travels as a whole at those two widths."""
+    model travels as a whole at those two widths; "scalar" and "hexagonal" name the dithered lattice
+    on which differences then go up."""
     tail_bits: int = FULL_PRECISION
     """With "planes": 32 or 16, the width of the float32 tensors that are not in planes."""
 
@@ -55,11 +57,13 @@ class Plan:
         check_bits(self.down_bits, "the broadcast")
         for unit, bits in self.bits.items():
             check_bits(bits, f"unit {unit!r}")
-        if self.layout not in ("", "planes") or self.tail_bits not in (FULL_PRECISION, HALF):
+        if self.layout not in get_args(Layout) or self.tail_bits not in (FULL_PRECISION, HALF):
             raise PlanError(
-                f"layout {self.layout!r} with a tail of {self.tail_bits} bits; expected '' or "
-                f"'planes', and 32 or 16 bits"
+                f"layout {self.layout!r} with a tail of {self.tail_bits} bits; expected one of "
+                f"{get_args(Layout)}, and 32 or 16 bits"
             )
+        if self.lattice_dimensions and self.up_bits == FULL_PRECISION:
+            raise PlanError(f"a {self.layout} lattice with an upload of 32 bits; expected 1 to 8")
 
     @property
     def sends_delta(self) -> bool:
@@ -71,6 +75,11 @@ class Plan:
         if self.layout == "planes":
             return False
         return self.up_bits != FULL_PRECISION or self.down_bits != FULL_PRECISION
+
+    @property
+    def lattice_dimensions(self) -> int:
+        """Values that make one lattice point of the upload; 0: it goes up on no lattice."""
+        return {"scalar": 1, "hexagonal": 2}.get(self.layout, 0)
 
     def planes_of(self, unit: str, *, quantized: bool) -> int:
         """Return the width at which a tensor of a unit travels in planes; 0: it does not."""

@@ -303,6 +303,11 @@ def _tier_faults(algorithm: type[Algorithm], runfile: RunFile, tier: Tier) -> li
         )
     wire = runfile.wire
     widths = {tier.up_bits, tier.down_bits, wire.up_bits, wire.down_bits} - {None, FULL_PRECISION}
+    if algorithm.quantizes_uploads and (tier.up_bits or wire.up_bits) == FULL_PRECISION:
+        faults.append(
+            f": {name} is about what goes up in few bits; set wire.up_bits, or up_bits here, to 1 "
+            f"to 8 (in full precision the method is fedavg)"
+        )
     if algorithm.tiers_choose_bits and widths:
         faults.append(
             f": {name} sends each layer at the width it has, so up_bits and down_bits have no place"

@@ -30,6 +30,11 @@ def derive(seed: int, *labels: str | int) -> int:
     return int.from_bytes(digest.digest()[:8], "little") >> 1
 
 
+def dither_seed(seed: int, round: int, client: str, tensor: str) -> int:
+    """Return the seed of the dither of one tensor of an update, which both ends derive."""
+    return derive(seed, "dither", round, client, tensor)
+
+
 def numpy_generator(seed: int, *labels: str | int) -> np.random.Generator:
     """Return a numpy generator (Philox, the same stream on every platform) for a purpose."""
     return np.random.Generator(np.random.Philox(derive(seed, *labels)))

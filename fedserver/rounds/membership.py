@@ -52,12 +52,13 @@ def refusal(context: RunContext, arrival: Arrival) -> str:
 def needed_encodings(context: RunContext) -> tuple[str, ...]:
     """Return the encodings that a run puts on the wire."""
     wire = context.runfile.wire
+    extra = context.algorithm.encodings
     if context.algorithm.tiers_choose_bits:
-        return ("dense", "uniform")
+        return ("dense", "uniform", *extra)
     widths = {wire.up_bits, wire.down_bits}
     for tier in context.runfile.tiers:
         widths |= {b for b in (tier.up_bits, tier.down_bits) if b is not None}
-    return ("dense",) if widths == {FULL_PRECISION} else ("dense", "uniform")
+    return ("dense", *extra) if widths == {FULL_PRECISION} else ("dense", "uniform", *extra)
 
 
 def tier_for(context: RunContext, profile: Profile) -> Tier | None:

@@ -44,6 +44,8 @@ class Ticket:
     """Global state that the round started from."""
     max_norm: float | None
     """Greatest L2 norm of the update against the broadcast; None: any."""
+    run_seed: int = 0
+    round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,8 @@ class TaskDesk:
                 table=context.global_table,
                 state=self._engine.payload_path(str(before)),
                 max_norm=context.runfile.aggregate.max_update_norm,
+                run_seed=context.runfile.run.seed,
+                round=row.spec["round"],
             )
 
     def was_received(self, task_id: str, digest: str) -> bool:

@@ -11,9 +11,11 @@ from fedserver.rounds.tasks import Ticket
 from motley.errors import PayloadError, UpdateError
 from motley.models.units import TensorInfo
 from motley.plan import FULL_PRECISION, HALF, Plan
+from motley.seeding import dither_seed
 from motley.wire import (
     TILE,
     Dense,
+    DitheredLattice,
     EncodedTensor,
     Encoding,
     PayloadReader,
@@ -68,6 +70,7 @@ def _check_tensor(row: TensorInfo, tensor: EncodedTensor, ticket: Ticket) -> Non
             f"the update of {ticket.client} has {row.name} in {tensor.encoding}; "
             f"the plan asks for {_planned(row, ticket.plan)}"
         )
+    _check_dither(row, tensor, ticket)
     try:
         tensor.check_finite()
     except PayloadError as error:
@@ -75,6 +78,18 @@ def _check_tensor(row: TensorInfo, tensor: EncodedTensor, ticket: Ticket) -> Non
             f"the update of {ticket.client} holds a value in {row.name} that is not "
             f"finite: {error}; its training diverged"
         ) from None
+
+
+def _check_dither(row: TensorInfo, tensor: EncodedTensor, ticket: Ticket) -> None:
+    """Compare the seed in the bytes with the one that the task gives: a client cannot choose it."""
+    if not isinstance(tensor.encoding, DitheredLattice):
+        return
+    expected = dither_seed(ticket.run_seed, ticket.round, ticket.client, row.name)
+    if tensor.encoding.seed(tensor.segment) != expected:
+        raise UpdateError(
+            f"the update of {ticket.client} has a dither in {row.name} of another seed than its "
+            f"task gives; expected that of (run seed, round, client, tensor)"
+        )
 
 
 def _as_planned(row: TensorInfo, found: Encoding, plan: Plan) -> bool:
@@ -89,6 +104,8 @@ def _as_planned(row: TensorInfo, found: Encoding, plan: Plan) -> bool:
         )
     if _is_dense(row, plan):
         return found == Dense(_kind(row, plan))
+    if plan.lattice_dimensions:
+        return found == DitheredLattice(plan.up_bits, plan.lattice_dimensions)
     return isinstance(found, UniformOffset) and found.bits == plan.up_bits
 
 
@@ -98,6 +115,8 @@ def _planned(row: TensorInfo, plan: Plan) -> str:
         return f"a sign plane and 1 to {planes} magnitude planes, none left out below the top"
     if _is_dense(row, plan):
         return f"{_kind(row, plan)} values"
+    if plan.lattice_dimensions:
+        return f"points of the {plan.layout} lattice at {plan.up_bits} bits"
     return f"uniform codes at {plan.up_bits} bits"
 
 

@@ -19,8 +19,16 @@ from fedserver.rounds.updates import check_update
 from fedserver.rounds.view import run_record
 from fedserver.storage.database import open_database
 from fedserver.storage.payloads import PayloadStore
+from motley.algorithms import registry
 from motley.task import TaskSpec
-from motley.wire import EncodedTensor, PayloadReader, encode_dense, quantize_uniform, write_payload
+from motley.wire import (
+    ENCODING_NAMES,
+    EncodedTensor,
+    PayloadReader,
+    encode_dense,
+    quantize_uniform,
+    write_payload,
+)
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 
@@ -121,9 +129,9 @@ class Bench:
                 capabilities=Capabilities(
                     protocol=1,
                     wire=1,
-                    algorithms={"fedavg": 1, "quped": 1, "local": 1},
+                    algorithms=dict.fromkeys(registry.names(), 1),
                     workloads={"digits": 1},
-                    encodings=("dense", "uniform", "codebook"),
+                    encodings=ENCODING_NAMES,
                 ),
                 profile=Profile(cores=2, memory_bytes=memory, tier=tier, labels=labels or {}),
             )

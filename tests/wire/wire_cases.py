@@ -21,6 +21,7 @@ from motley.wire import (
     encode_dense,
     encode_offset,
     encode_planes,
+    quantize_lattice,
     quantize_uniform,
     write_payload,
 )
@@ -87,6 +88,16 @@ def codebook_tensors() -> Named:
     return [*named, ("wide", encode_codebook(np.zeros(9, np.uint8), floats((2,)), bits=8))]
 
 
+def lattice_tensors() -> Named:
+    named = []
+    for bits in range(1, 9):
+        for dimensions, reach in ((1, 0.0), (2, 0.0), (2, 1.5)):
+            tensor = quantize_lattice(floats((37,)), bits, dimensions, 2**64 - bits, reach)
+            named.append((f"lattice {bits} {dimensions} {reach}", tensor))
+    zeros = quantize_lattice(np.zeros((2, 3), np.float32), 3, 2, 7)
+    return [*named, ("zeros", zeros), ("0-d", quantize_lattice(floats(()), 4, 2, 1))]
+
+
 def lenet_tensors() -> Named:
     named = []
     for place, row in enumerate(LENET):
@@ -101,6 +112,7 @@ CASES: dict[str, tuple[Named, TensorTable | None]] = {
     "offset": (offset_tensors(), None),
     "planes": (planes_tensors(), None),
     "codebook": (codebook_tensors(), None),
+    "lattice": (lattice_tensors(), None),
     "lenet": (lenet_tensors()[:4], LENET),
 }
 

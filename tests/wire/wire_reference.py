@@ -31,6 +31,29 @@ def unpack_codes(data: bytes, bits: int, n: int) -> list[int]:
     return codes
 
 
+def dither(seed: int, i: int) -> float:
+    z = (seed + (i // 2 + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    z ^= z >> 31
+    return ((z >> (32 if i % 2 else 0)) % 2**32 >> 8) / 2**24 - 0.5
+
+
+def decode_lattice(k: int, dimensions: int, segment: bytes, n: int) -> list[float]:
+    seed, step = struct.unpack_from("<Qf", segment)
+    codes = unpack_codes(segment[12:], k, math.ceil(n / dimensions) * dimensions)
+    (height,) = struct.unpack("<f", struct.pack("<I", 0x3F5DB3D7))
+    values = []
+    for i in range(n):
+        place, scale = codes[i] - (2**k - 1) / 2, step
+        if dimensions == 2 and i % 2 == 0:
+            place += 0.25 if codes[i + 1] % 2 else -0.25
+        elif dimensions == 2:
+            scale = f32(step * height)
+        values.append(f32(scale * f32(place - dither(seed, i))))
+    return values
+
+
 def decode_segment(encoding: int, parameters: bytes, segment: bytes, n: int) -> list[float]:
     bits = parameters[0]
     if encoding == 1:
@@ -50,6 +73,8 @@ def decode_segment(encoding: int, parameters: bytes, segment: bytes, n: int) -> 
                 plane = segment[at : at + size]
                 magnitude = [m | field(plane, 1, i) << bit for i, m in enumerate(magnitude)]
         return [f32((-m if field(sign, 1, i) else m) * step) for i, m in enumerate(magnitude)]
+    if encoding == 6:
+        return decode_lattice(bits, parameters[1], segment, n)
     centres = struct.unpack_from(f"<{parameters[1] + 1}f", segment)
     return [centres[i] for i in unpack_codes(segment[4 * len(centres) :], bits, n)]
 

@@ -156,6 +156,10 @@ class Algorithm(ABC):
     """Whether a tier's variant and bit-width apply: clients train models of their own."""
     tiers_choose_bits: ClassVar[bool] = False
     """Whether a tier's bit-width applies to the global model that all clients train."""
+    quantizes_uploads: ClassVar[bool] = False
+    """Whether the method is about what `up_bits` does: 32 would leave nothing of it."""
+    encodings: ClassVar[tuple[str, ...]] = ()
+    """Encodings that devices must know besides those that a run's bit-widths ask for."""
     quantizes_ends: ClassVar[bool] = False
     """Whether low bit-widths apply to a model's first and last layer too."""
     has_global_model: ClassVar[bool] = True

@@ -10,8 +10,10 @@ from motley.errors import PlanError
 _CLASSES = {
     "fedavg": "motley.algorithms.fedavg:FedAvg",
     "fedmpq": "motley.algorithms.fedmpq:FedMPQ",
+    "fedpaq": "motley.algorithms.fedpaq:FedPAQ",
     "local": "motley.algorithms.local:Local",
     "quped": "motley.algorithms.quped:QuPeD",
+    "uveqfed": "motley.algorithms.uveqfed:UVeQFed",
 }
 
 

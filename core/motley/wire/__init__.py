@@ -1,8 +1,16 @@
 """Tensors to bytes and back."""
 
+from motley.wire.dithered import quantize_lattice
 from motley.wire.durable import file_sha256
 from motley.wire.encoding import Encoding
-from motley.wire.encodings import ENCODING_NAMES, Codebook, Dense, UniformOffset, UniformPlanes
+from motley.wire.encodings import (
+    ENCODING_NAMES,
+    Codebook,
+    Dense,
+    DitheredLattice,
+    UniformOffset,
+    UniformPlanes,
+)
 from motley.wire.encodings.codebook import encode_codebook
 from motley.wire.encodings.dense import encode_dense
 from motley.wire.encodings.offset import encode_offset
@@ -23,6 +31,7 @@ __all__ = [
     "VERSION",
     "Codebook",
     "Dense",
+    "DitheredLattice",
     "EncodedTensor",
     "Encoding",
     "Frame",
@@ -43,6 +52,7 @@ __all__ = [
     "pack",
     "packed_size",
     "partial_path",
+    "quantize_lattice",
     "quantize_planes",
     "quantize_uniform",
     "unpack",
