@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fedserver import cli_identity, cli_simulate
-from fedserver.cli_options import DataOption, JsonOption, default_data, steers
+from fedserver.cli_options import DataOption, JsonOption, check_target, default_data, steers
 from motley import __version__
 from motley.errors import MotleyError, RunFileError
 from motley.logs import LogFormat, configure
@@ -171,15 +171,33 @@ def runs(operator: Operator, json_output: JsonOption = False) -> None:
 
 @app.command()
 @steers
-def show(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
-    """Show a run: its rounds and its clients."""
+def show(
+    operator: Operator,
+    run: RunArgument,
+    bits: Annotated[
+        bool, typer.Option("--bits", help="The bit-width of every layer of every client.")
+    ] = False,
+    round_number: Annotated[
+        int, typer.Option("--round", help="With --bits; 0: the newest closed one.", min=0)
+    ] = 0,
+    png: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--png", metavar="FILE", help="With --bits: draw it to this file instead."),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show a run: its rounds and its clients, or the bit-widths of a round."""
+    from fedserver import display
+
+    if not bits and (round_number or png):
+        raise MotleyError("--round and --png say more about --bits; give that too")
     record = operator.show(run)
-    if json_output:
+    if bits:
+        display.show_widths(record, round_number, png, as_json=json_output)
+    elif json_output:
         print(json.dumps(record))
     else:
-        from fedserver.display import print_run
-
-        print_run(record)
+        display.print_run(record)
 
 
 @app.command()
@@ -259,8 +277,7 @@ def fetch(
     json_output: JsonOption = False,
 ) -> None:
     """Write a run's global model to a payload file (docs/wire-format.md)."""
-    if output.is_dir() or not output.parent.is_dir():
-        raise MotleyError(f"{output} cannot be written: name a file in a folder that exists")
+    check_target(output)
     size = operator.fetch(run, round_number, output)
     if json_output:
         print(json.dumps({"file": str(output), "bytes": size}))

@@ -42,6 +42,12 @@ ServerOption = Annotated[
 ]
 
 
+def check_target(path: Path) -> None:
+    """Raise MotleyError unless a file can be written at `path`."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise MotleyError(f"{path} cannot be written: name a file in a folder that exists")
+
+
 def steers(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command a connection as its first argument, and the options that choose it."""
     hints = get_type_hints(command, include_extras=True)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from fedserver.cli_options import check_target
+from fedserver.heat_map import heat_map
+from fedserver.widths import RoundWidths, round_widths
+from motley.errors import MotleyError
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -149,6 +156,25 @@ def print_run(record: dict[str, Any]) -> None:
     screen.print(table)
 
 
+def show_widths(record: dict[str, Any], number: int, png: Path | None, *, as_json: bool) -> None:
+    """Print the bit-widths of a round as a heat map or as JSON; with `png` draw them there."""
+    if png:
+        check_target(png)
+    widths = round_widths(record, number)
+    if png:
+        from fedserver.heat_image import write_png
+
+        size = write_png(widths, png)
+        print(
+            json.dumps({"file": str(png), "bytes": size}) if as_json else f"{png}: {size:,} bytes"
+        )
+    elif as_json:
+        print(json.dumps(widths.to_json()))
+    else:
+        screen = console()
+        screen.print(heat_map(widths, screen.width), highlight=False)
+
+
 def client_table(record: dict[str, Any]) -> Table:
     """Return a table of a run's clients."""
     table = Table("client", "tier", "model", "counted", "state", "accuracy", "down", "up")
@@ -183,11 +209,39 @@ def follow(records: Iterable[dict[str, Any]]) -> str:
                 screen.print(_line(record, entry), highlight=False, soft_wrap=True)
         screen.print(f"run {record['name']} is {status} {record['reason']}".rstrip())
         return status
+    newest: RoundWidths | None = None
     with Live(console=screen, refresh_per_second=8) as live:
         for record in records:
             status, shown = record["status"], True
-            live.update(Group(_head(record), client_table(record)))
+            newest = newest_widths(record) or newest
+            parts = [_head(record), client_table(record)]
+            live.update(Group(*parts, *live_map(newest, screen, len(record["clients"]))))
     return status if shown else "unknown"
+
+
+def newest_widths(record: dict[str, Any]) -> RoundWidths | None:
+    """Return the widths of the round under way, else of the one that closed last."""
+    current = record["current"]
+    try:
+        return round_widths(record, current["round"] if current else 0)
+    except MotleyError:
+        return None  # an evaluation, or a record that repeats no history
+
+
+TABLE_LINES = 6
+"""Lines of the live view besides one for each client: the head, the table's frame, a spare."""
+
+
+def live_map(widths: RoundWidths | None, console: Console, clients: int) -> list[RenderableType]:
+    """Return the heat map as far as the terminal is tall enough: whole, without names, or not."""
+    if widths is None:
+        return []
+    left = console.height - TABLE_LINES - clients
+    for legend in (True, False):
+        shown = heat_map(widths, console.width, legend=legend)
+        if len(shown.renderables) <= left:
+            return [shown]
+    return []
 
 
 def _head(record: dict[str, Any]) -> Table:

@@ -17,6 +17,12 @@ class UnknownRunError(MotleyError):
     code = "unknown_run"
 
 
+class WidthsError(MotleyError):
+    """A round has no bit-widths to show."""
+
+    code = "widths"
+
+
 class RunStateError(MotleyError):
     """The run is in a state in which this cannot be done."""
 

@@ -126,7 +126,7 @@ def test_every_field_of_a_record_is_explained(tmp_path: Path) -> None:
     record = bench.record(run)
     assert record["history"]
     assert record["current"]
-    free = ("metrics", "labels", "libraries", "workloads", "bits")
+    free = ("metrics", "labels", "libraries", "workloads", "bits", "sent_bits", "layers", "widths")
     fields = keys(record, free) | keys(list_runs(bench.engine), free)
     fields |= keys(list_clients(bench.engine), free)
     missing = fields - named(page("control.md"))

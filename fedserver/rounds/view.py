@@ -11,6 +11,7 @@ from fedserver.errors import RunStateError, UnknownRunError
 from fedserver.rounds.engine import ACTIVE, ENDED, Engine
 from fedserver.rounds.presence import Profile
 from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
+from motley.algorithms.base import sent_width
 from motley.errors import MotleyError
 
 
@@ -33,12 +34,14 @@ def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
     try:
         context = engine.context(tx, run_id)
     except MotleyError:
-        return {"algorithm": "", "workload": "", "local_steps": 0, "keep": 0}
+        return {"algorithm": "", "workload": "", "local_steps": 0, "keep": 0, "layers": {}}
+    tables = context.model.tables if context.model else {}
     return {
         "algorithm": context.algorithm.name,
         "workload": context.runfile.workload.name,
         "local_steps": context.algorithm.local_steps,
         "keep": context.runfile.keep.rounds,
+        "layers": {variant: table.quantized_sizes for variant, table in tables.items()},
     }
 
 
@@ -292,8 +295,15 @@ def _participant(task: Any) -> dict[str, Any]:
         "update": task.update,
         "seconds": task.seconds,
         "metrics": task.metrics,
-        "bits": task.spec["plan"]["bits"],
+        **_widths(task),
     }
+
+
+def _widths(task: Any) -> dict[str, dict[str, int]]:
+    """Return a task's planned width of each unit, and the widths that came, where it has any."""
+    planned = task.spec["plan"]["bits"]
+    came = {unit: (task.scalars or {}).get(sent_width(unit)) for unit in planned}
+    return {"bits": planned, "sent_bits": {u: int(w) for u, w in came.items() if w is not None}}
 
 
 def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | None:
@@ -304,8 +314,8 @@ def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | No
     ).first()
     if row is None:
         return None
-    states = tx.execute(
-        select(tasks.c.client, tasks.c.status).where(tasks.c.round_id == row.id)
+    cohort = tx.execute(
+        select(tasks).where(tasks.c.round_id == row.id).order_by(tasks.c.client)
     ).all()
     left = row.seconds_left
     if row.id in engine.deadlines:
@@ -316,8 +326,9 @@ def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | No
         "attempt": row.attempt,
         "status": row.status,
         "goal": row.goal,
-        "arrived": sum(s.status in ("accepted", "done") for s in states),
-        "clients": {s.client: s.status for s in sorted(states)},
+        "arrived": sum(t.status in ("accepted", "done") for t in cohort),
+        "clients": {t.client: t.status for t in cohort},
+        "widths": {t.client: _widths(t) for t in cohort},
         "seconds_left": left,
     }
 

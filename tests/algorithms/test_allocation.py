@@ -13,12 +13,11 @@ from motley.algorithms.allocation import (
 )
 from motley.device import Link
 from motley.models.units import variant_table
-from motley.workloads.variants import image_variants
+from motley.workloads.images import Cifar10
 
-RESNET20 = variant_table(
-    image_variants(channels=3, classes=10, side=32, hidden=())["resnet20"], ends=True
-)
-SIZES = {row.unit: row.size for row in RESNET20 if row.quantized}
+VARIANTS = Cifar10().variants()
+RESNET20 = variant_table(VARIANTS["resnet20"], ends=True)
+SIZES = RESNET20.quantized_sizes
 BUDGETS = [2, 2, 4, 4, 4, 6, 6, 6, 8, 8]
 
 
@@ -26,10 +25,30 @@ def report(budget: float, bits: dict[str, int], removed: int = 0, samples: int =
     return Report(samples=samples, budget=budget, bits=bits, removed=dict.fromkeys(bits, removed))
 
 
-def test_resnet20_has_the_layers_of_the_note() -> None:
-    assert len(SIZES) == 20
-    assert sum(SIZES.values()) == 268_336
-    assert sum(row.size for row in RESNET20 if not row.quantized and row.dtype == "float32") == 5706
+@pytest.mark.parametrize(
+    ("depth", "weights", "tail"),
+    # ResNet-44 has 8 convolutions more in each stage, with 4 floats of normalisation a channel.
+    [(20, 268_336, 5706), (44, 268_336 + 8 * (2304 + 9216 + 36_864), 5706 + 4 * 8 * 112)],
+)
+def test_the_paper_s_choice_of_layers(depth: int, weights: int, tail: int) -> None:
+    """First convolution, 3x3 convolutions and the last layer; no shortcut, no normalisation."""
+    table = variant_table(VARIANTS[f"resnet{depth}"], ends=True)
+    assert len(table.quantized_sizes) == depth
+    assert sum(table.quantized_sizes.values()) == weights
+    rest = [row for row in table if not row.quantized]
+    assert sum(row.size for row in rest if row.dtype == "float32") == tail
+    shapes = {row.unit: row.shape for row in table if row.quantized}
+    assert shapes.pop("fc") == (10, 64)
+    assert next(iter(shapes)) == "conv1"
+    assert all(shape[2:] == (3, 3) for shape in shapes.values())
+    matrices = [row for row in rest if len(row.shape) > 1]
+    assert [row.name for row in matrices] == [
+        "stage2.0.shortcut.0.weight",
+        "stage3.0.shortcut.0.weight",
+    ]
+    assert all(row.shape[2:] == (1, 1) for row in matrices)
+    norms = [row for row in rest if row.name.endswith(("running_mean", "running_var"))]
+    assert len(norms) == 2 * (depth - 1 + 2)
 
 
 @pytest.mark.parametrize(

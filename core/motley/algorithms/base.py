@@ -69,6 +69,11 @@ class UpdateFacts:
     """Width of each unit that came in planes, counted in magnitude planes."""
 
 
+def sent_width(unit: str) -> str:
+    """Return the name under which `measure` keeps the width of a unit as it came."""
+    return f"bits.{unit}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Member:
     """A client as frozen at the start of a run."""

@@ -45,10 +45,10 @@ from motley.algorithms.base import (
     Tensors,
     Trained,
     UpdateFacts,
+    sent_width,
 )
 from motley.algorithms.local_settings import LocalSettings
 from motley.errors import PlanError
-from motley.models.units import UnitTable
 from motley.plan import FULL_PRECISION, Plan
 from motley.seeding import derive
 from motley.wire import EncodedTensor, encode_dense
@@ -125,7 +125,7 @@ class FedMPQ(Algorithm):
     def plan(self, member: Member, moment: Moment) -> Plan:
         """Choose the width of each of the client's layers from what the last round sent."""
         settings = self._settings_of(member)
-        sizes = layer_sizes(member.units)
+        sizes = member.units.quantized_sizes
         budget = client_budget(settings, member, moment)
         start = dict.fromkeys(sizes, int(budget))
         removed = dict.fromkeys(sizes, 1)
@@ -154,7 +154,7 @@ class FedMPQ(Algorithm):
         numbers = {"samples": float(facts.samples)}
         numbers["budget"] = float(cast(float, facts.plan.settings["budget"]))
         for unit, planned in facts.plan.bits.items():
-            numbers[f"bits.{unit}"] = float(facts.bits[unit])
+            numbers[sent_width(unit)] = float(facts.bits[unit])
             numbers[f"removed.{unit}"] = float(planned - facts.bits[unit])
         return numbers
 
@@ -273,21 +273,12 @@ class FedMPQ(Algorithm):
         return update
 
 
-def layer_sizes(units: UnitTable) -> dict[str, int]:
-    """Return the number of weights of each quantized layer, in order of the model."""
-    sizes: dict[str, int] = {}
-    for row in units:
-        if row.quantized:
-            sizes[row.unit] = sizes.get(row.unit, 0) + row.size
-    return sizes
-
-
 def client_budget(settings: FedMPQSettings, member: Member, moment: Moment) -> float:
     """Return v_k: the settings' number, the tier's width, or what the device can afford."""
     if settings.budget == "tier":
         return float(min(member.bits, 8))
     if settings.budget == "auto":
-        weights = sum(layer_sizes(member.units).values())
+        weights = sum(member.units.quantized_sizes.values())
         tail = sum(row.nbytes for row in member.units if not row.quantized)
         return affordable_budget(weights, tail, member.link, moment.deadline)
     return settings.budget
@@ -298,7 +289,7 @@ def read_report(numbers: Mapping[str, float], sizes: Mapping[str, int]) -> Repor
     return Report(
         samples=int(numbers["samples"]),
         budget=numbers["budget"],
-        bits={unit: int(numbers[f"bits.{unit}"]) for unit in sizes},
+        bits={unit: int(numbers[sent_width(unit)]) for unit in sizes},
         removed={unit: int(numbers[f"removed.{unit}"]) for unit in sizes},
     )
 

@@ -97,7 +97,16 @@ class UnitTable:
     @cached_property
     def quantized_units(self) -> tuple[str, ...]:
         """Units that hold a tensor to which low bit-widths apply, in order."""
-        return tuple(dict.fromkeys(row.unit for row in self.rows if row.quantized))
+        return tuple(self.quantized_sizes)
+
+    @cached_property
+    def quantized_sizes(self) -> dict[str, int]:
+        """Number of weights of each unit to which low bit-widths apply, in order."""
+        sizes: dict[str, int] = {}
+        for row in self.rows:
+            if row.quantized:
+                sizes[row.unit] = sizes.get(row.unit, 0) + row.size
+        return sizes
 
     @property
     def parameters_count(self) -> int:
