@@ -53,6 +53,18 @@ class ProtocolError(MotleyError):
     code = "protocol"
 
 
+class OffsetError(MotleyError):
+    """A download is to go on beyond the payload's end: what the client has is of other bytes."""
+
+    code = "offset"
+
+
+class InternalError(MotleyError):
+    """The server itself is at fault; its log has the stack trace."""
+
+    code = "internal"
+
+
 class AddressError(MotleyError):
     """A listener cannot be opened: port in use, or an address that needs --insecure."""
 

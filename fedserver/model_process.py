@@ -15,17 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from fedserver.errors import PreparationError
+from fedserver.storage.trouble import disk_trouble
 from motley.errors import MotleyError
 from motley.plugins import create
 from motley.seeding import derive
 from motley.workload import Split, Workload
 
 LONGEST_SECONDS = 3600.0
+DISK_STATUS = 75
+"""Exit status of a child that the disk refused something; its last line is a JSON list of errno and
+file name."""
 _CHILDREN: set[subprocess.Popen[str]] = set()
 
 
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a job in a fresh child; raise PreparationError with the child's own words."""
+    """Run a job in a fresh child.
+
+    Raises:
+        PreparationError: it failed, in the child's own words.
+        OSError: the disk refused it something, as it would have refused this process.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "fedserver.model_process"],
         stdin=subprocess.PIPE,
@@ -44,6 +53,9 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         _CHILDREN.discard(child)
     if child.returncode != 0:
         lines = errors.strip().splitlines() or [f"exit status {child.returncode}"]
+        if child.returncode == DISK_STATUS:
+            number, name = json.loads(lines[-1])
+            raise OSError(number, os.strerror(number), name)
         raise PreparationError(lines[-1])
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
@@ -130,6 +142,11 @@ def main() -> int:
     except MotleyError as error:
         print(str(error).replace("\n", " "), file=sys.stderr)
         return 1
+    except OSError as error:
+        if not disk_trouble(error):
+            raise
+        print(json.dumps([error.errno, error.filename and str(error.filename)]), file=sys.stderr)
+        return DISK_STATUS
     print(json.dumps(result), file=answer)
     return 0
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import grpc
+from grpc import StatusCode
 from structlog.stdlib import get_logger
 
 from fedclient.errors import TransferError
@@ -28,7 +29,8 @@ async def download(
     """Fetch a payload to `target` (named by its digest) and return that.
 
     What is there already is not fetched again: neither the whole payload nor the beginning in
-    `TARGET.part`. Breaks and pauses are retried for ever.
+    `TARGET.part`; a beginning that the server cannot go on from is dropped. Breaks and pauses are
+    retried for ever.
 
     Raises:
         TransferError: the server does not have it for us, or what it sends stays damaged.
@@ -77,16 +79,15 @@ async def _attempt(
     if offset == ref.size:
         return
     log.info("download_started", task=task_id, offset=offset, size=ref.size)
-    call = peer.stub.Download(
-        federation_pb2.DownloadRequest(
-            name=peer.name,
-            session=peer.session,
-            task_id=task_id,
-            sha256=ref.sha256,
-            offset=offset,
-            frame_bytes=link.frame("download"),
-        )
+    request = federation_pb2.DownloadRequest(
+        name=peer.name,
+        session=peer.session,
+        task_id=task_id,
+        sha256=ref.sha256,
+        offset=offset,
+        frame_bytes=link.frame("download"),
     )
+    call = peer.stub.Download(request)
     started: float | None = None
     first = 0
     try:
@@ -100,6 +101,12 @@ async def _attempt(
             link.passed("download", len(frame.data))
             if started is None:
                 started, first = time.monotonic(), len(frame.data)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not StatusCode.OUT_OF_RANGE or not offset:
+            raise
+        writer.discard()
+        raise FrameError(f"what lay here was dropped: {error.details()}") from None
+    else:
         if started is not None:
             link.downloaded(writer.received - offset - first, time.monotonic() - started)
     finally:

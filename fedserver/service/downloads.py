@@ -6,20 +6,11 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from fedserver.errors import IdleError
-from fedserver.rounds.engine import Engine
+from fedserver.errors import IdleError, OffsetError
 from fedserver.rounds.tasks import TaskDesk
-from fedserver.service.limits import Caller, Guard
-from fedserver.service.quota import Quota
-from fedserver.service.transfers import (
-    LARGEST_FRAME,
-    SMALLEST_FRAME,
-    FileThreads,
-    FrameMemory,
-    Turns,
-)
-from fedserver.storage.database import DatabaseThread
-from fedserver.storage.payloads import PayloadStore
+from fedserver.service.exchange import Exchange
+from fedserver.service.limits import Caller
+from fedserver.service.transfers import LARGEST_FRAME, SMALLEST_FRAME
 from motley.wire import iter_frames
 from motley.wire.stubs import common_pb2, federation_pb2
 
@@ -30,22 +21,9 @@ if TYPE_CHECKING:
 class Downloads:
     """Sends frames, one at a time, to clients that read them."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        database: DatabaseThread,
-        payloads: PayloadStore,
-        *,
-        guard: Guard,
-        quota: Quota,
-        turns: Turns,
-        memory: FrameMemory,
-        files: FileThreads,
-    ) -> None:
-        self._engine, self._database, self._payloads = engine, database, payloads
-        self._desk = TaskDesk(engine)
-        self._guard, self._quota = guard, quota
-        self._turns, self._memory, self._files = turns, memory, files
+    def __init__(self, exchange: Exchange) -> None:
+        self._to = exchange
+        self._desk = TaskDesk(exchange.engine)
 
     async def send(
         self, request: federation_pb2.DownloadRequest, caller: Caller, context: Context
@@ -54,54 +32,61 @@ class Downloads:
 
         Raises:
             UnknownTaskError: it was not offered to this client.
+            OffsetError: the payload ends before the offset.
             QuotaError, CrowdedError: later.
             IdleError: the client does not read.
         """
         digest, name = request.sha256.hex(), request.name
-        await self._database(self._desk.may_download, name, request.task_id, digest)
-        await self._quota.open(name)
+        await self._to.database(self._desk.may_download, name, request.task_id, digest)
+        await self._to.quota.open(name)
 
         async def tell(before: int) -> None:
             await self._write(context, common_pb2.Frame(offset=request.offset))
 
-        with self._guard.transfer(caller):
-            async with self._turns.turn(name, tell):
+        with self._to.guard.transfer(caller):
+            async with self._to.turns.turn(name, tell):
                 await self._send(request, context)
 
     async def _send(self, request: federation_pb2.DownloadRequest, context: Context) -> None:
-        path = self._payloads.path(request.sha256.hex())
+        path = self._to.payloads.path(request.sha256.hex())
+        whole = path.stat().st_size
+        if request.offset > whole:
+            raise OffsetError(
+                f"offset {request.offset} of a payload of {whole} bytes; drop what you have of it "
+                f"and ask from offset 0"
+            )
         wanted = request.frame_bytes or LARGEST_FRAME
         size = min(max(wanted, SMALLEST_FRAME), LARGEST_FRAME)
         frames, sent = iter_frames(path, request.offset, size), 0
         try:
             while True:
-                await self._memory.take(size)
+                await self._to.memory.take(size)
                 try:
-                    frame = await self._files(next, frames, None)
+                    frame = await self._to.files(next, frames, None)
                     if frame is None:
                         return
                     # Before it is written: a client that has its last byte may end the call there.
                     sent += len(frame.data)
-                    await self._quota.spend(request.name, len(frame.data))
+                    await self._to.quota.spend(request.name, len(frame.data))
                     await self._write(
                         context,
                         common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32),
                     )
                 finally:
-                    self._memory.give(size)
-                now = self._engine.clock.monotonic()
-                self._engine.presence.touch(request.name, request.session, now)
+                    self._to.memory.give(size)
+                now = self._to.engine.clock.monotonic()
+                self._to.engine.presence.touch(request.name, request.session, now)
         finally:
             # Shielded: the count is part of the record, also of a call that broke off.
             await asyncio.shield(self._count(request, sent))
 
     async def _count(self, request: federation_pb2.DownloadRequest, sent: int) -> None:
         if sent:
-            await self._database(self._desk.count_download, request.task_id, sent)
-        await self._quota.save(request.name)
+            await self._to.database(self._desk.count_download, request.task_id, sent)
+        await self._to.quota.save(request.name)
 
     async def _write(self, context: Context, frame: common_pb2.Frame) -> None:
-        await write_within(context, frame, self._guard.limits.idle_seconds)
+        await write_within(context, frame, self._to.guard.limits.idle_seconds)
 
 
 async def write_within(context: Context, message: object, seconds: float) -> None:

@@ -14,6 +14,7 @@ from fedserver.rounds.standing import Standing
 from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.callers import Callers
 from fedserver.service.downloads import Downloads, write_within
+from fedserver.service.exchange import Exchange
 from fedserver.service.intake import Requests
 from fedserver.service.limits import LONGEST_SET_ASIDE, MIB, Caller, Guard, Limits
 from fedserver.service.quota import Quota
@@ -66,29 +67,18 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             limits, engine.clock, names_are_proven=names_are_proven, put_aside=self._put_aside
         )
         # Hashing, checking and writing of updates never run on the event loop.
-        self._files, turns = FileThreads(), Turns(limits.transfers)
-        quota = Quota(limits.bytes_per_day, self._standing, database, engine.clock)
-        memory = FrameMemory(limits.frame_memory_mib * MIB)
-        self._downloads = Downloads(
-            engine,
-            database,
-            payloads,
+        self._files = FileThreads()
+        exchange = Exchange(
+            engine=engine,
+            database=database,
+            payloads=payloads,
             guard=self._guard,
-            quota=quota,
-            turns=turns,
-            memory=memory,
+            quota=Quota(limits.bytes_per_day, self._standing, database, engine.clock),
+            turns=Turns(limits.transfers),
+            memory=FrameMemory(limits.frame_memory_mib * MIB),
             files=self._files,
         )
-        self._uploads = Uploads(
-            engine,
-            database,
-            payloads,
-            guard=self._guard,
-            quota=quota,
-            turns=turns,
-            memory=memory,
-            files=self._files,
-        )
+        self._downloads, self._uploads = Downloads(exchange), Uploads(exchange)
 
     def close(self) -> None:
         """End the file threads."""

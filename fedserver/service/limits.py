@@ -37,7 +37,7 @@ CROWDED_SECONDS = 5.0
 """A client with too many transfers is told to come back after so long."""
 MOST_CALLERS = 4096
 """Callers that are remembered; beyond, those that were quiet longest are forgotten."""
-STRIKES = frozenset({"protocol", "frame", "payload", "update"})
+STRIKES = frozenset({"protocol", "frame", "payload", "update", "offset"})
 """Codes of errors that only a client that is wrong, or means harm, causes again and again."""
 DAMAGE = frozenset({"frame", "payload"})
 """Of these, what a bad link can cause too: the first in a while is forgiven."""

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from grpc import StatusCode
-from sqlalchemy.exc import SQLAlchemyError
 from structlog.stdlib import get_logger
 
-from fedserver.errors import LimitError, StorageError
+from fedserver.errors import InternalError, LimitError, StorageError
 from fedserver.storage.trouble import disk_trouble
 from motley.errors import MotleyError
 
@@ -32,6 +31,7 @@ _STATUS = {
     "payload": StatusCode.DATA_LOSS,
     "frame": StatusCode.DATA_LOSS,
     "update": StatusCode.INVALID_ARGUMENT,
+    "offset": StatusCode.OUT_OF_RANGE,
     "rate": StatusCode.RESOURCE_EXHAUSTED,
     "crowded": StatusCode.RESOURCE_EXHAUSTED,
     "quota": StatusCode.RESOURCE_EXHAUSTED,
@@ -66,21 +66,30 @@ class RefusedError(Exception):
 def refusals(method: str, client: str) -> Iterator[None]:
     """Log a MotleyError and let it end the RPC with its status and `[code] message`.
 
-    So do errors of the disk, of the database's too.
+    So do errors of the disk, of the database's too. Any other exception is a fault of this server:
+    it is logged with its stack trace, and the caller hears no more than that.
     """
     try:
         yield
+    except (RefusedError, grpc.aio.BaseError):
+        raise  # logged further in; or the connection is gone, and nobody hears an answer
     except MotleyError as error:
         log.warning(
             "refused", method=method, client=client[:64], code=error.code, reason=_words(error)
         )
         raise RefusedError(error) from error
-    except (OSError, SQLAlchemyError) as error:
+    except Exception as error:
         reason = disk_trouble(error)
-        if not reason:
-            raise
-        log.error("disk_trouble", method=method, client=client, reason=reason)
-        raise RefusedError(StorageError(reason)) from error
+        if reason:
+            log.error("disk_trouble", method=method, client=client[:64], reason=reason)
+            raise RefusedError(StorageError(reason)) from error
+        log.exception("call_failed", method=method, client=client[:64])
+        raise RefusedError(
+            InternalError(
+                f"{method} failed by a fault of the server ({type(error).__name__}); its log has "
+                f"the details under call_failed. It may work when tried again"
+            )
+        ) from error
 
 
 async def abort(context: Context, refusal: RefusedError) -> NoReturn:

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fedserver.errors import CrowdedError, ProtocolError
-from fedserver.rounds.engine import Engine
 from fedserver.rounds.standing import Standing
 from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
 from fedserver.rounds.updates import check_update
+from fedserver.service.exchange import Exchange
 from fedserver.service.intake import Intake, Requests
-from fedserver.service.limits import Caller, Guard
-from fedserver.service.quota import Quota
+from fedserver.service.limits import Caller
 from fedserver.service.requests import checked_metrics, checked_seconds
-from fedserver.service.transfers import FileThreads, FrameMemory, Turns, settled
-from fedserver.storage.database import DatabaseThread
-from fedserver.storage.payloads import PayloadStore
+from fedserver.service.transfers import settled
 from motley.errors import UpdateError
 from motley.wire import FrameWriter
 from motley.wire.stubs import federation_pb2
@@ -37,22 +34,9 @@ Reply = Callable[[federation_pb2.UploadReply], Awaitable[None]]
 class Uploads:
     """Takes frames, acknowledges each once it is written, and gives receipts."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        database: DatabaseThread,
-        payloads: PayloadStore,
-        *,
-        guard: Guard,
-        quota: Quota,
-        turns: Turns,
-        memory: FrameMemory,
-        files: FileThreads,
-    ) -> None:
-        self._engine, self._database, self._payloads = engine, database, payloads
-        self._desk, self._standing = TaskDesk(engine), Standing(engine)
-        self._guard, self._quota = guard, quota
-        self._turns, self._memory, self._files = turns, memory, files
+    def __init__(self, exchange: Exchange) -> None:
+        self._to = exchange
+        self._desk, self._standing = TaskDesk(exchange.engine), Standing(exchange.engine)
         self._uploading: dict[str, asyncio.Task[Any]] = {}
 
     async def take(
@@ -66,25 +50,25 @@ class Uploads:
             IdleError: nothing came.
         """
         digest, task_id = opening.payload.sha256.hex(), opening.task_id
-        ticket = await self._database(self._desk.begin_upload, opening.name, task_id, digest)
+        ticket = await self._to.database(self._desk.begin_upload, opening.name, task_id, digest)
         if isinstance(ticket, Receipt):
-            await self._files(self._payloads.forget_incoming, [task_id])
-            duplicate = await self._database(self._desk.was_received, task_id, digest)
+            await self._to.files(self._to.payloads.forget_incoming, [task_id])
+            duplicate = await self._to.database(self._desk.was_received, task_id, digest)
             await reply(_receipt(task_id, ticket, duplicate=duplicate))
             return
         _check_size(opening, ticket)
-        await self._quota.open(opening.name)
+        await self._to.quota.open(opening.name)
         await self._check_pending(opening)
-        with self._guard.transfer(caller):
+        with self._to.guard.transfer(caller):
             await self._alone(opening, ticket, requests, reply)
 
     async def _check_pending(self, opening: federation_pb2.UploadOpen) -> None:
         """Raise CrowdedError when the client has too many unfinished updates on the disk."""
-        begun = self._payloads.incoming_tasks()
-        most = self._guard.limits.pending_uploads
+        begun = self._to.payloads.incoming_tasks()
+        most = self._to.guard.limits.pending_uploads
         if opening.task_id in begun or len(begun) < most:
             return
-        mine = await self._database(self._standing.partial_uploads, opening.name, sorted(begun))
+        mine = await self._to.database(self._standing.partial_uploads, opening.name, sorted(begun))
         if len(mine) >= most:
             raise CrowdedError(
                 f"client {opening.name!r} has {len(mine)} unfinished updates here; expected up to "
@@ -112,8 +96,8 @@ class Uploads:
 
         self._uploading[opening.task_id] = me
         try:
-            async with self._turns.turn(opening.name, tell):
-                with self._payloads.claimed(opening.task_id):
+            async with self._to.turns.turn(opening.name, tell):
+                with self._to.payloads.claimed(opening.task_id):
                     await self._receive(opening, ticket, requests, reply)
         finally:
             if self._uploading.get(opening.task_id) is me:
@@ -127,34 +111,34 @@ class Uploads:
         reply: Reply,
     ) -> None:
         digest, size = opening.payload.sha256.hex(), opening.payload.size
-        begin = self._payloads.begin_incoming
-        writer = FrameWriter(await self._files(begin, ticket.task_id, digest, size), size)
+        begin = self._to.payloads.begin_incoming
+        writer = FrameWriter(await self._to.files(begin, ticket.task_id, digest, size), size)
         received = 0
         intake = Intake(
             writer,
             requests,
-            memory=self._memory,
-            files=self._files,
-            idle_seconds=self._guard.limits.idle_seconds,
+            memory=self._to.memory,
+            files=self._to.files,
+            idle_seconds=self._to.guard.limits.idle_seconds,
         )
 
         async def written(count: int) -> None:
             nonlocal received
             received += count
-            now = self._engine.clock.monotonic()
-            self._engine.presence.touch(opening.name, opening.session, now)
+            now = self._to.engine.clock.monotonic()
+            self._to.engine.presence.touch(opening.name, opening.session, now)
             await reply(federation_pb2.UploadReply(acknowledged=writer.received))
-            await self._quota.spend(opening.name, count)
+            await self._to.quota.spend(opening.name, count)
 
         try:
             await reply(federation_pb2.UploadReply(acknowledged=writer.received))
             if not await intake.run(written):
                 return  # broken off; what came stays for the next try
             receipt = await self._settle(opening, ticket, writer, received)
-            await self._files(self._payloads.drop_incoming, ticket.task_id)
+            await self._to.files(self._to.payloads.drop_incoming, ticket.task_id)
         finally:
             writer.close()
-            await asyncio.shield(self._quota.save(opening.name))
+            await asyncio.shield(self._to.quota.save(opening.name))
         await reply(_receipt(ticket.task_id, receipt, duplicate=False))
 
     async def _settle(
@@ -168,7 +152,7 @@ class Uploads:
 
         What came stays until the record names it: after a crash at any step no byte comes again.
         """
-        whole = await self._files(writer.verify, opening.payload.sha256)
+        whole = await self._to.files(writer.verify, opening.payload.sha256)
         try:
             widths = await self._check(ticket, whole)
         except UpdateError:
@@ -177,29 +161,29 @@ class Uploads:
         digest = opening.payload.sha256.hex()
         counts = False
         try:
-            with self._payloads.claimed(digest):
-                await self._files(self._payloads.keep, whole, digest)
+            with self._to.payloads.claimed(digest):
+                await self._to.files(self._to.payloads.keep, whole, digest)
                 receipt = await settled(
                     asyncio.ensure_future(self._accept(opening, received, widths))
                 )
             counts = receipt is Receipt.ACCEPTED
         finally:
             if not counts:
-                self._payloads.suspect([digest])
+                self._to.payloads.suspect([digest])
         return receipt
 
     async def _check(self, ticket: Ticket, whole: Path) -> dict[str, int]:
         try:
-            return await self._files(check_update, whole, ticket)
+            return await self._to.files(check_update, whole, ticket)
         except UpdateError as error:
             # The bytes are what the client meant to send, and they are wrong: no use in a retry.
-            await self._database(self._desk.reject, ticket.task_id, str(error))
+            await self._to.database(self._desk.reject, ticket.task_id, str(error))
             raise
 
     async def _accept(
         self, opening: federation_pb2.UploadOpen, received: int, widths: dict[str, int]
     ) -> Receipt:
-        return await self._database(
+        return await self._to.database(
             self._desk.accept,
             Arrived(
                 task_id=opening.task_id,

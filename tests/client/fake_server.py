@@ -48,6 +48,8 @@ class FakeServer(FederationServicer):
     break_after: deque[int] = field(default_factory=deque)
     """Bytes after which the next streams break, in both directions; empty: none breaks."""
     damage_frames: int = 0
+    out_of_range: int = 0
+    """So many downloads are refused for their offset."""
     final: grpc.StatusCode | None = None
     """Status with which every upload is refused, in the words `refusal`."""
     refusal: str = "scripted refusal"
@@ -139,6 +141,9 @@ class FakeServer(FederationServicer):
         if request.sha256 not in self.payloads:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such payload")
         self.down_offsets.append(request.offset)
+        if self.out_of_range:
+            self.out_of_range -= 1
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "[offset] beyond the payload")
         data, at = self.payloads[request.sha256], request.offset
         limit = self.break_after.popleft() if self.break_after else None
         while at < len(data):

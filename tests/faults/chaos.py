@@ -34,6 +34,7 @@ from coverage_table import coverage, missing, print_coverage  # noqa: E402
 from fleet import NAMES, Fleet, fleet  # noqa: E402
 from reference import Reference  # noqa: E402
 from schedules import (  # noqa: E402
+    LIFETIME,
     SPAN,
     Fault,
     Network,
@@ -59,19 +60,24 @@ class Report:
     seconds: float
     fired: list[dict[str, Any]]
     restarts: dict[str, int]
+    renewed: int = 0
+    """Certificates that clients renewed."""
+    rejoined: int = 0
+    """Devices that joined anew after theirs ran out."""
     verdict: Verdict = field(default_factory=Verdict)
 
     def line(self) -> str:
         """Return one line for people."""
         s, v = self.schedule, self.verdict
-        kind = f"{s.algorithm}{'+over' if s.over_select else ''}{'+tls' if s.certificates else ''}"
+        kind = f"{s.algorithm}{'+over' if s.over_select else ''}{_ENDINGS[_group(s)]}"
         dead = sum(self.restarts.values())
         said = "ok  " if not v.problems else "FAIL"
         faults = "; ".join(map(str, s.faults))
+        renewals = f" renewed={self.renewed} rejoined={self.rejoined}" if s.expiring else ""
         return (
             f"{said} seed={s.seed:<6} {kind:15} {self.seconds:5.1f}s fired={len(self.fired)}/"
             f"{len(s.faults)} restarts={dead} attempts={v.attempts} uncounted={v.uncounted}"
-            f"  [{faults}]" + "".join(f"\n       - {problem}" for problem in v.problems)
+            f"{renewals}  [{faults}]" + "".join(f"\n       - {problem}" for problem in v.problems)
         )
 
 
@@ -96,6 +102,7 @@ class Bench:
         world = self.world
         started = time.monotonic()
         world.restarts.clear()
+        world.rejoined = 0
         world.mark()
         for name in ("server", *NAMES):
             steps = [f for f in plan.faults if isinstance(f, Step) and f.process == name]
@@ -113,7 +120,9 @@ class Bench:
                 world.order(name, f"{plan.name}-over", [])
                 world.link(name).heal() if name != "server" else None
         report.seconds = time.monotonic() - started
-        report.restarts = dict(world.restarts)
+        report.restarts, report.rejoined = dict(world.restarts), world.rejoined
+        events = (world.new_events(name, "certificate_renewed") for name in NAMES)
+        report.renewed = sum(map(len, events))
         report.fired += [line for line in world.done(plan.name) if "id" in line]
         return report
 
@@ -208,8 +217,9 @@ def _network(world: Fleet, fault: Network, *, anywhere: bool) -> None:
 
 def calm(bench: Bench, algorithm: str, number: int) -> Report:
     """Run without faults, and keep its model as what the disturbed runs must end in."""
+    certificates = bench.world.certificates
     plan = Schedule(
-        900_000_000 + number, algorithm, False, (), bench.world.certificates is not None
+        900_000_000 + number, algorithm, False, (), certificates is not None, bool(certificates)
     )
     report = bench.run(plan)
     assert not report.verdict.problems, f"the calm run failed: {report.verdict.problems}"
@@ -218,21 +228,33 @@ def calm(bench: Bench, algorithm: str, number: int) -> Report:
 
 
 def run_all(seeds: list[int], root: Path) -> list[Report]:
-    """Run those in plain text on one fleet, then those over TLS on another; print a line each."""
+    """Run those in plain text on one fleet, those over TLS on another, and those with certificates
+    that run out on a third; print a line each."""
     reports: list[Report] = []
     calm_models: dict[str, str] = {}
-    for certificates in (False, True):
-        plans = [plan for plan in map(schedule, seeds) if plan.certificates is certificates]
+    for group in _ENDINGS:
+        plans = [plan for plan in map(schedule, seeds) if _group(plan) == group]
         if plans:
-            folder = root / ("tls" if certificates else "plain")
-            reports += _run_on_one(plans, folder, calm_models)
+            reports += _run_on_one(plans, root / group, calm_models)
     return reports
+
+
+_ENDINGS = {"plain": "", "tls": "+tls", "expiring": "+tls+exp"}
+
+
+def _group(plan: Schedule) -> str:
+    if plan.expiring:
+        return "expiring"
+    return "tls" if plan.certificates else "plain"
 
 
 def _run_on_one(plans: list[Schedule], root: Path, calm_models: dict[str, str]) -> list[Report]:
     """Run schedules on one fleet, which first shows what undisturbed runs end in."""
     reports = []
     certificates: list[str] | None = [] if plans[0].certificates else None
+    if plans[0].expiring:
+        lifetime = f"{LIFETIME:.0f}s"
+        certificates = ["--client-lifetime", lifetime, "--server-lifetime", lifetime]
     with fleet(root / "fleet", certificates=certificates) as world:
         world.start()
         bench = Bench(world, root / "reference")
@@ -269,6 +291,9 @@ def summary(reports: list[Report], seconds: float) -> dict[str, Any]:
         "failed_seeds": bad,
         "over_selected": sum(r.schedule.over_select for r in reports),
         "over_tls": sum(r.schedule.certificates for r in reports),
+        "with_certificates_that_run_out": sum(r.schedule.expiring for r in reports),
+        "certificates_renewed": sum(r.renewed for r in reports),
+        "devices_that_joined_anew": sum(r.rejoined for r in reports),
         "rounds_pruned": sum(r.verdict.pruned for r in reports),
         "minutes": round(seconds / 60, 2),
         "faults_fired": sum(len(r.fired) for r in reports),

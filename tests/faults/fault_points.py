@@ -125,10 +125,16 @@ WORKER: tuple[Point, ...] = (
 
 POINTS: tuple[Point, ...] = (*SERVER, *CLIENT, *WORKER)
 
+RENEWALS: tuple[Point, ...] = (
+    Point("server", "renew", "fedserver.identity.registry:Registry.renew", ENDS, 1, writes=True),
+    Point("client", "renew", "fedclient.identity.renewal:Renewal._renew", ENDS, 1),
+    Point("client", "identity.put", "fedclient.identity.store:IdentityStore._put", ENDS, 1),
+)
+"""Steps of runs with certificates that run out within them."""
+
 RARE: tuple[Point, ...] = (
     Point("server", "back_up", "fedserver.storage.database:_back_up", ENDS, 1, writes=True),
     Point("server", "migrate", "fedserver.storage.database:_migrate", ENDS, 1, writes=True),
-    Point("client", "identity.put", "fedclient.identity.store:IdentityStore._put", ENDS, 1),
 )
 """Steps of no ordinary run: single disturbances go through them."""
 PERSONAL_ONLY = frozenset(
@@ -145,4 +151,4 @@ PERSONAL_ONLY = frozenset(
 
 def of_role(role: str) -> tuple[Point, ...]:
     """Return the points of one kind of process."""
-    return tuple(point for point in (*POINTS, *RARE) if point.role == role)
+    return tuple(point for point in (*POINTS, *RENEWALS, *RARE) if point.role == role)

@@ -42,6 +42,7 @@ class Shim:
         self._orders: dict[str, Any] = {"schedule": "", "faults": []}
         self._passed: Counter[tuple[str, str]] = Counter()
         self._full_until = 0.0
+        self._refused_until: dict[str, float] = {}
 
     # --- orders ------------------------------------------------------------------------------
 
@@ -59,6 +60,7 @@ class Shim:
                 if before["schedule"] != self._orders["schedule"]:
                     self._passed.clear()
                     self._full_until = 0.0
+                    self._refused_until.clear()
                 done = self._done()
                 faults = self._orders["faults"]
                 self._orders["faults"] = [f for f in faults if f["id"] not in done]
@@ -93,7 +95,8 @@ class Shim:
             for fault in found:
                 orders["faults"].remove(fault)
                 self._note({**fault, "at": time.time()})
-            is_full = point.writes and moment == "before" and time.monotonic() < self._full_until
+            until = max(self._full_until, self._refused_until.get(point.name, 0.0))
+            is_full = point.writes and moment == "before" and time.monotonic() < until
         for fault in found:
             self._do(fault, point)
         if is_full:
@@ -113,6 +116,9 @@ class Shim:
             time.sleep(seconds)
         elif action == "enospc":
             self._full_until = time.monotonic() + seconds if seconds else 0.0
+            raise _full(point)
+        elif action == "refuse":
+            self._refused_until[point.name] = time.monotonic() + seconds
             raise _full(point)
 
     # --- the clock ---------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ sys.path.insert(0, str(HERE.parent / "integration"))
 
 from federation import Federation  # noqa: E402
 
+from fedclient.errors import EXIT_CERTIFICATE  # noqa: E402
 from fedserver.client import Operator  # noqa: E402
 from motley.wire.stubs import control_pb2  # noqa: E402
 
@@ -57,9 +59,12 @@ class Fleet(Federation):
         super().__init__(root, certificates)
         self.serve_options: tuple[str, ...] = ()
         """More options of `fedserver serve`."""
+        self.serve_environment: dict[str, str] = {}
         self.names = names
         self.proxy = Proxy()
         self.restarts: dict[str, int] = {}
+        self.rejoined = 0
+        """How often a device joined anew because its certificate ran out."""
         self._last_start: dict[str, float] = {}
         self._offsets: dict[str, int] = {}
         self._faults = root / "faults"
@@ -86,6 +91,7 @@ class Fleet(Federation):
             **self._environment,
             "FAULTS_PLAN": str(self._faults / f"{name}.json"),
             "FAULTS_LOG": str(self._faults / f"{name}.log"),
+            **(self.serve_environment if name == "server" else {}),
             **extra,
         }
         self._last_start[name] = time.monotonic()
@@ -125,6 +131,8 @@ class Fleet(Federation):
                 continue
             if time.monotonic() - self._last_start[name] < 0.5:
                 continue
+            if process.returncode == EXIT_CERTIFICATE and not self._joined_again(name):
+                continue
             del self.processes[name]
             self.restarts[name] = self.restarts.get(name, 0) + 1
             if name == "server":
@@ -132,6 +140,16 @@ class Fleet(Federation):
                     self.start_server()
             else:
                 self.start_client(name)
+
+    def _joined_again(self, name: str) -> bool:
+        """Let a device whose certificate ran out join anew, as an operator would."""
+        self._last_start[name] = time.monotonic()
+        try:
+            joined = self.join(name, "--client", name).returncode == 0
+        except (AssertionError, subprocess.TimeoutExpired):
+            joined = False  # the server is away
+        self.rejoined += joined
+        return joined
 
     def power_cut(self, name: str) -> None:
         """Kill a process and its training process at once."""

@@ -1,10 +1,11 @@
 """Hostile inputs against a live server, with healthy clients beside them.
 
-python tests/faults/hostile.py --inputs 10000 --seed 0
+python tests/faults/hostile.py --inputs 10000 --seed 0             over mutual TLS
+python tests/faults/hostile.py --inputs 10000 --seed 0 --plain     in plain text
 
 The server must live, its memory must not grow, each input must be refused with a status that says
 why (never UNKNOWN or INTERNAL), nothing may be logged with a stack trace, and two healthy clients
-must finish their rounds.
+must finish their rounds. Over TLS attacks on identity are among the inputs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ sys.path[:0] = [str(HERE.parents[1] / "core"), str(HERE.parents[1]), str(HERE)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fleet import Fleet, fleet  # noqa: E402
+from hostile_identity import Loot, credentials_of, gather, identity_attacks  # noqa: E402
 from hostile_inputs import Input, endless  # noqa: E402
 from hostile_sender import Sender  # noqa: E402
 
@@ -36,6 +38,8 @@ from motley.wire.stubs import federation_pb2  # noqa: E402
 OUT = HERE / "out"
 THREADS = 4
 GROWTH = 1.10
+WARM_UP = 1000
+"""Inputs after which memory is to grow no more; half of them in a short attack."""
 CALM_ROUNDS = 10
 RUN = """
 [run]
@@ -79,7 +83,7 @@ class Outcome:
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
-    """Bytes of the server's resident memory: after a tenth of the inputs, and at the end."""
+    """Bytes of the server's resident memory: after the first inputs, and at the end."""
     calm_seconds: float = 0.0
     attacked_seconds: float = 0.0
     rounds_beside: int = 0
@@ -87,7 +91,7 @@ class Outcome:
 
     @property
     def growth(self) -> float:
-        """Memory at the end over that after the first tenth."""
+        """Memory at the end over that after the first inputs."""
         return self.resident[-1] / self.resident[0]
 
     def problems(self) -> list[str]:
@@ -103,13 +107,14 @@ class Outcome:
 class Attack:
     """Some threads that send what an endless supply holds."""
 
-    def __init__(self, world: Fleet, seed: int, count: int) -> None:
+    def __init__(self, world: Fleet, seed: int, count: int, loot: Loot | None) -> None:
         self._world, self._count = world, count
-        self._supply: Iterator[Input] = endless(seed)
+        more = identity_attacks(loot) if loot else []
+        self._supply: Iterator[Input] = endless(seed, *more)
         self._lock = threading.Lock()
         self._sent = 0
         self.outcome = Outcome(count, 0.0)
-        self._senders = [Sender(world.address) for _ in range(THREADS)]
+        self._senders = [sender_of(world, loot) for _ in range(THREADS)]
 
     def run(self) -> None:
         """Send everything, in threads."""
@@ -136,8 +141,13 @@ class Attack:
                 self.outcome.statuses[item.kind, status] += 1
                 if status not in item.allowed:
                     self.outcome.wrong.append(f"{item.kind}: {status}")
-                if number == self._count // 10:
+                if number == min(WARM_UP, self._count // 2):
                     self.outcome.resident.append(resident(self._world))
+
+
+def sender_of(world: Fleet, loot: Loot | None) -> Sender:
+    """Return a connection of the attacker's."""
+    return Sender(world.address, credentials_of(loot.member) if loot else None)
 
 
 def resident(world: Fleet) -> int:
@@ -164,17 +174,22 @@ def find_tasks(sender: Sender, world: Fleet) -> None:
         sender.victim_task = reply.task.task_id.replace("mallory", "c0")
 
 
-def attack(root: Path, *, inputs: int, seed: int, rounds: int) -> Outcome:
+def attack(root: Path, *, inputs: int, seed: int, rounds: int, over_tls: bool = True) -> Outcome:
     """Run a federation of two healthy clients and an attacker; return what came of it."""
-    with fleet(root, ("c0", "c1"), forked=False) as world:
+    certificates: list[str] | None = [] if over_tls else None
+    with fleet(root, ("c0", "c1"), forked=False, certificates=certificates) as world:
         limits = root / "limits.toml"
         limits.write_text(WIDE)
         world.serve_options = ("--limits", str(limits))
+        if over_tls:
+            world.serve_options += ("--control-listen", "127.0.0.1:0")
+            world.serve_environment = {"FAULTS_OPEN_DOOR": "1"}
         world.start()
-        hold = Sender(world.address)
+        loot = gather(world, root) if over_tls else None
+        hold = sender_of(world, loot)
         calm = _timed_run(world, hold, "calm", CALM_ROUNDS)
         warm = _timed_run(world, hold, "calm2", CALM_ROUNDS)
-        attack = Attack(world, seed, inputs)
+        attack = Attack(world, seed, inputs, loot)
         text = RUN.format(name="attacked", rounds=rounds)
         run_id = world.submit_surely(text, "attacked")
         _be_there(world, hold, run_id)
@@ -254,19 +269,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="plain text, no certificates")
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(124))  # ends its processes too
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         outcome = attack(
-            options.keep or Path(folder), inputs=options.inputs, seed=options.seed, rounds=100_000
+            options.keep or Path(folder),
+            inputs=options.inputs,
+            seed=options.seed,
+            rounds=100_000,
+            over_tls=not options.plain,
         )
     print_table(outcome)
     print(json.dumps(figures(outcome), indent=1))
     OUT.mkdir(exist_ok=True)
     statuses = [[*key, count] for key, count in sorted(outcome.statuses.items())]
     document = {**figures(outcome), "statuses": statuses}
-    (OUT / "hostile.json").write_text(json.dumps(document, indent=1))
+    name = "hostile-plain.json" if options.plain else "hostile.json"
+    (OUT / name).write_text(json.dumps(document, indent=1))
     return 1 if outcome.problems() else 0
 
 

@@ -1,8 +1,8 @@
 """Hostile inputs for a live server: what a stranger, or a client gone bad, can send.
 
 An input is a function that sends something and returns the status it was answered with. Bytes
-are sent raw, without the stubs' own checks. `identity_attacks` is where certificates and tokens
-come in.
+are sent raw, without the stubs' own checks. Certificates and tokens come in with
+`hostile_identity.py`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ task in hand is held until the caller's deadline."""
 CLOSED = frozenset({"connection closed", "connection open or reset"})
 
 
-def _exactly(*names: str) -> frozenset[str]:
+def exactly(*names: str) -> frozenset[str]:
+    """Return the statuses that are right."""
     return frozenset(names)
 
 
@@ -125,7 +126,7 @@ def _foreign(rng: random.Random) -> list[Input]:
     unknown = f"{rng.randrange(16**8):08x}-00001-0-train-mallory"
     digest = rng.randbytes(32)
     failure = federation_pb2.Failure(code="crash", message="x" * 50, permanent=True)
-    not_found = _exactly("NOT_FOUND")
+    not_found = exactly("NOT_FOUND")
     return [
         Input(
             "upload for another's task",
@@ -155,12 +156,12 @@ def _foreign(rng: random.Random) -> list[Input]:
         Input(
             "name of a client that is there",
             lambda s: s.unary("CheckIn", s.check_in(name="c0")),
-            _exactly("ALREADY_EXISTS"),
+            exactly("ALREADY_EXISTS", "PERMISSION_DENIED"),  # where names are proven
         ),
         Input(
             "method that is not there",
             lambda s: s.unary("Everything", b""),
-            _exactly("UNIMPLEMENTED"),
+            exactly("UNIMPLEMENTED"),
         ),
     ]
 
@@ -174,10 +175,10 @@ def _bad_order(rng: random.Random) -> list[Input]:
         Input(
             "frame before the opening",
             lambda s: s.upload([frame(data)]),
-            _exactly("INVALID_ARGUMENT"),
+            exactly("INVALID_ARGUMENT"),
         ),
-        Input("upload of nothing", lambda s: s.upload([]), _exactly("INVALID_ARGUMENT")),
-        Input("empty message", lambda s: s.upload([b""]), _exactly("INVALID_ARGUMENT")),
+        Input("upload of nothing", lambda s: s.upload([]), exactly("INVALID_ARGUMENT")),
+        Input("empty message", lambda s: s.upload([b""]), exactly("INVALID_ARGUMENT")),
         Input(
             "opened twice",
             lambda s: s.upload([s.opening(s.task_id, sha256=bytes(32), size=500)] * 2),
@@ -229,7 +230,7 @@ def _huge(rng: random.Random) -> list[Input]:
             lambda s: s.unary(
                 "Report", s.report(s.task_id, result=federation_pb2.Result(metrics=many))
             ),
-            _exactly("INVALID_ARGUMENT", "NOT_FOUND"),
+            exactly("INVALID_ARGUMENT", "NOT_FOUND"),
         ),
         Input(
             "metric that is not a number",
@@ -237,22 +238,22 @@ def _huge(rng: random.Random) -> list[Input]:
                 "Report",
                 s.report(s.task_id, result=federation_pb2.Result(metrics={"x": float("nan")})),
             ),
-            _exactly("INVALID_ARGUMENT", "NOT_FOUND"),
+            exactly("INVALID_ARGUMENT", "NOT_FOUND"),
         ),
         Input(
             "message of 5 MB",
             lambda s: s.unary("CheckIn", bytes(5_000_000)),
-            _exactly("RESOURCE_EXHAUSTED"),
+            exactly("RESOURCE_EXHAUSTED"),
         ),
         Input(
             "name of 100 kB",
             lambda s: s.unary("CheckIn", s.check_in(name="x" * 100_000)),
-            _exactly("INVALID_ARGUMENT"),
+            exactly("INVALID_ARGUMENT", "PERMISSION_DENIED"),
         ),
         Input(
             "offset beyond the payload",
             lambda s: s.download(s.download_request(s.task_id, s.digest, 2**62)),
-            REFUSED,
+            exactly("OUT_OF_RANGE", "NOT_FOUND"),
         ),
     ]
 
@@ -271,26 +272,15 @@ def _below_grpc(rng: random.Random) -> list[Input]:
     ]
 
 
-def identity_attacks(rng: random.Random) -> list[Input]:
-    """Return attacks on identity: none while traffic is plain text.
-
-    With certificates these belong here: no certificate, one of another authority, an expired one,
-    a revoked one, a valid one with another client's name in the message, an operator's RPC with a
-    client's certificate; at the join port an expired token, a spent one, a replayed one, one of
-    another server, a signing request for another name or with a weak key. `Sender` then needs
-    credentials for its channel, and the tokens that `fedserver` gave out.
-    """
-    return []
+Supply = Callable[[random.Random], list[Input]]
 
 
-def endless(seed: int) -> Iterator[Input]:
+def endless(seed: int, *more: Supply) -> Iterator[Input]:
     """Yield inputs of all kinds for ever; mutations of messages are the greater part."""
     rng = random.Random(seed)
-    others = (_foreign, _bad_order, _huge, _below_grpc, identity_attacks)
     while True:
         for _ in range(4):
             yield from _mutations(rng)
-        for make in others:
+        for make in (_foreign, _bad_order, _huge, _below_grpc, *more):
             found = make(rng)
-            if found:
-                yield from rng.sample(found, min(len(found), 4))
+            yield from rng.sample(found, min(len(found), 4))

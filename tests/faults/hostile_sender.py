@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import grpc
 
 from motley.algorithms import registry
+from motley.identity.names import CHANNEL_OPTIONS
 from motley.wire import ENCODING_NAMES
 from motley.wire.stubs import common_pb2, federation_pb2
 
@@ -21,6 +23,8 @@ class Sender:
     """A connection of the attacker `name`, which is a member of the run like any other."""
 
     address: str
+    credentials: grpc.ChannelCredentials | None = None
+    """With certificates: the attacker's own."""
     name: str = "mallory"
     session: str = "mallorys-session"
     task_id: str = "none"
@@ -29,10 +33,17 @@ class Sender:
     """Another client's task."""
     digest: bytes = bytes(32)
     """Digest of the broadcast of the attacker's task."""
-    channel: grpc.Channel = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.channel = grpc.insecure_channel(self.address)
+    @cached_property
+    def channel(self) -> grpc.Channel:
+        """The connection, made when it is first needed."""
+        if self.credentials is None:
+            return grpc.insecure_channel(self.address)
+        return grpc.secure_channel(self.address, self.credentials, CHANNEL_OPTIONS)
+
+    def posing_as(self, name: str) -> Sender:
+        """Return what makes messages in another client's name."""
+        return replace(self, name=name)
 
     def unary(self, method: str, data: bytes) -> str:
         """Send raw bytes as the request of a unary RPC; return the status."""

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fault_points import PERSONAL_ONLY, POINTS, Moment, Point
+from fault_points import PERSONAL_ONLY, POINTS, RENEWALS, Moment, Point
 from fleet import NAMES
 
 SPAN = 10_000
 """A schedule's seed is the bench's seed times this, plus its number."""
+LIFETIME = 15.0
+"""Seconds that a certificate lives where certificates expire; the last third is for renewing."""
+HELD_BACK, RUN_OUT = 3.0, 13.0
+"""Seconds without renewals that all certificates outlive, and that some do not."""
 KEEPS: dict[int, int | None] = {1: None, 4: 3}
 """Every fifth schedule keeps payloads as by default, every fifth those of three rounds alone."""
 
@@ -31,7 +35,7 @@ class Step:
     moment: str
     nth: int
     action: str
-    """kill (the process with its children), stop, delay, enospc."""
+    """kill (the process with its children), stop, delay, enospc, refuse (this step alone)."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -88,6 +92,8 @@ class Schedule:
     faults: tuple[Fault, ...]
     certificates: bool = False
     """Whether everything goes over mutual TLS."""
+    expiring: bool = False
+    """Whether certificates run out within the run, and are renewed in time or not."""
     keep: int | None = 0
     """Closed rounds whose payloads stay: 0 for all, None for the default."""
 
@@ -106,7 +112,7 @@ def schedule(seed: int) -> Schedule:
     """Return the schedule of a seed."""
     number = seed % SPAN
     rng = random.Random(seed)
-    certificates = number // 2 % 2 == 1
+    certificates, expiring = number // 2 % 2 == 1, number % 8 in (2, 7)
     algorithm = ("fedavg", "quped")[number % 2]
     chunks = _chunks(algorithm)
     turn = number // 2
@@ -116,9 +122,34 @@ def schedule(seed: int) -> Schedule:
         faults = [_random_fault(rng, algorithm) for _ in range(rng.randint(1, 4))]
         if rng.random() < 0.15:
             faults.append(_clock(rng, certificates))
+    if expiring:  # a clock that jumps would end short-lived certificates for good
+        faults = [f for f in faults if not (isinstance(f, Outside) and f.action == "clock")]
+        faults += _renewal(number // 4, rng)
     return Schedule(
-        seed, algorithm, number % 3 == 2, tuple(faults), certificates, KEEPS.get(number % 5, 0)
+        seed,
+        algorithm,
+        number % 3 == 2,
+        tuple(faults),
+        certificates,
+        expiring,
+        KEEPS.get(number % 5, 0),
     )
+
+
+def _renewal(turn: int, rng: random.Random) -> list[Fault]:
+    """Return what disturbs the renewal of certificates: a kill at each step of it, or that the
+    server refuses it, for a while or until the first certificates run out."""
+    found: list[list[Fault]] = []
+    for point in RENEWALS:
+        process = "server" if point.role == "server" else rng.choice(NAMES)
+        found += [
+            [Step(process, point.role, point.name, moment, 1, "kill")] for moment in point.moments
+        ]
+    refused = Step("server", "server", "renew", "before", 1, "refuse", HELD_BACK)
+    # Someone trains for so long that the run does not end before certificates do.
+    slow = Step(rng.choice(NAMES), "worker", "execute", "before", 2, "delay", RUN_OUT)
+    found += [[refused], [replace(refused, seconds=RUN_OUT), slow]]
+    return found[turn % len(found)]
 
 
 def systematic_count() -> int:

@@ -7,11 +7,12 @@ import operator
 
 import pytest
 from chaos import in_memory, run_all
-from fault_points import POINTS
-from schedules import schedule, systematic_count
+from fault_points import POINTS, RENEWALS
+from schedules import Step, schedule, systematic_count
 
-SEEDS = [8, 9, 52]
-"""FedAvg with over-selection and QuPeD under systematic faults, and one drawn at random."""
+SEEDS = [15, 26, 55]
+"""QuPeD and FedAvg with over-selection under systematic faults, and one drawn at random; over TLS,
+with certificates that run out within the run."""
 
 
 @pytest.mark.processes
@@ -25,19 +26,18 @@ def test_disturbed_runs_end_in_the_models_of_calm_ones() -> None:
 
 
 def test_schedules_go_through_every_point_and_follow_from_their_seed() -> None:
-    seen = {
-        f"{fault.role}:{fault.point}"
-        for number in range(systematic_count())
-        for fault in schedule(number).faults
-        if hasattr(fault, "point")
-    }
-    assert seen == {point.key for point in POINTS}
+    plans = [schedule(number) for number in range(max(64, systematic_count()))]
+    seen = {f"{f.role}:{f.point}" for plan in plans for f in plan.faults if isinstance(f, Step)}
+    assert seen == {point.key for point in (*POINTS, *RENEWALS)}
+    assert sum(plan.certificates for plan in plans) == len(plans) // 2
+    assert sum(plan.expiring for plan in plans) == len(plans) // 4
+    assert all(plan.certificates for plan in plans if plan.expiring)
     assert schedule(77) == schedule(77)
     assert sum(schedule(number).over_select for number in range(99)) == 33
 
 
 def test_every_fault_point_names_a_function_of_the_product() -> None:
-    for point in POINTS:
+    for point in (*POINTS, *RENEWALS):
         if point.target:
             module, _, path = point.target.partition(":")
             assert callable(operator.attrgetter(path)(importlib.import_module(module))), point.key

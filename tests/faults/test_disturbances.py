@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from federation import until
 from fleet import Fleet, fleet
+from small_disk import fill, small_disk
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -166,32 +167,6 @@ def test_a_deadline_is_kept_while_the_clock_is_set_back(tmp_path: Path) -> None:
 
 
 # --- full disks ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """Give a small tmpfs at `folder`; skip where mounting is not allowed."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Fill a disk to its last byte; return the file that does."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as stream:
-        for size in (65_536, 4_096):
-            try:
-                while stream.write(b"\0" * size) == size:
-                    pass
-            except OSError:
-                continue
-    return filler
 
 
 @pytest.mark.parametrize("who", ["server", "c0"])

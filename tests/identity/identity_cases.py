@@ -28,6 +28,8 @@ from motley.wire.stubs import common_pb2, federation_pb2, federation_pb2_grpc
 from motley.workloads.digits import Digits
 
 pb = federation_pb2
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+DENIED = grpc.StatusCode.PERMISSION_DENIED
 LOCAL = "127.0.0.1:0"
 
 
@@ -141,6 +143,11 @@ def refused(status: grpc.StatusCode, text: str = "") -> Iterator[None]:
         yield
     assert caught.value.code() is status, (caught.value.code(), caught.value.details())
     assert text in (caught.value.details() or "")
+
+
+async def is_working(rig: Rig, stub: Any, name: str) -> bool:
+    """Whether a client is let in: it asks after a task, which is answered at once."""
+    return bool((await rig.check_in(stub, name, working_on="nothing")).working_on_is_closed)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 30) -> None:

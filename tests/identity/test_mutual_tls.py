@@ -1,53 +1,33 @@
-"""Who is let in on which port, and how calls of one who is shut out end."""
+"""Who is let in on which port."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from bench import runfile
 from identity_cases import (
+    DENIED,
+    UNAVAILABLE,
     Rig,
+    is_working,
+    pb,
     plain_stub,
     refused,
     running,
     scenario,
     tls_channel,
-    until,
 )
 
-from fedclient.channel import RenewableChannel, open_secure_channel
-from fedclient.identity.renewal import Renewal
-from fedclient.identity.store import Identity, IdentityStore
-from fedclient.transfer.peer import Patience, Peer
+from fedclient.identity.store import Identity
 from fedserver.client import ControlError, Operator
 from fedserver.identity.authority import Authority, Settings
 from fedserver.identity.operators import OperatorBundle, Operators
-from fedserver.identity.registry import MOST_CERTIFICATES
 from motley.errors import IdentityError
-from motley.identity.keys import key_to_pem, new_key, signing_request
-from motley.wire.stubs import (
-    common_pb2,
-    control_pb2,
-    control_pb2_grpc,
-    federation_pb2,
-    federation_pb2_grpc,
-)
-
-pb = federation_pb2
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-DENIED = grpc.StatusCode.PERMISSION_DENIED
-
-
-async def is_working(rig: Rig, stub: Any, name: str) -> bool:
-    """Whether a client is let in: it asks after a task, which is answered at once."""
-    return bool((await rig.check_in(stub, name, working_on="nothing")).working_on_is_closed)
+from motley.identity.keys import new_key, signing_request
+from motley.wire.stubs import control_pb2, control_pb2_grpc, federation_pb2_grpc
 
 
 def test_a_client_is_who_its_certificate_says(tmp_path: Path) -> None:
@@ -208,271 +188,6 @@ def test_an_operators_file_that_is_none_is_said(tmp_path: Path) -> None:
     path.chmod(0o600)
     with pytest.raises(IdentityError, match="is no operator's file"):
         OperatorBundle.read(path)
-
-
-# --- shutting out --------------------------------------------------------------------------------
-
-
-async def shut_out(rig: Rig, call: asyncio.Task[Any]) -> None:
-    """Revoke c0 and expect its open call to end with the reason, soon."""
-    begun = time.monotonic()
-    await rig.operator("revoke_client", "c0", "stolen")
-    with refused(DENIED, "[revoked] client 'c0' was shut out: stolen"):
-        await asyncio.wait_for(call, 10)
-    assert time.monotonic() - begun < 5
-
-
-async def refused_from_now_on(rig: Rig, identity: Identity, stub: Any) -> None:
-    for other in (stub, rig.stub(identity)):
-        with refused(DENIED, "tokens create --client c0"):
-            await rig.check_in(other, "c0", working_on="x")
-        with refused(DENIED, "[revoked]"):
-            request = pb.RenewRequest(signing_request=signing_request(new_key()))
-            await other.Renew(request, timeout=10)
-    record = (await rig.operator("clients"))[0]
-    assert (record["here"], record["revoked"]) == (False, "stolen")
-    assert record["certificate_expires"] is None
-
-
-def test_shutting_out_ends_a_held_check_in(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        identity = await rig.joined("c0")
-        stub = rig.stub(identity)
-        held = asyncio.create_task(rig.check_in(stub, "c0", timeout=60))
-        while not (await rig.operator("clients"))[0]["here"]:
-            await asyncio.sleep(0.02)
-        await shut_out(rig, held)
-        await refused_from_now_on(rig, identity, stub)
-
-    scenario(body, tmp_path)
-    again = Rig
-
-    async def after_a_restart(rig: again) -> None:
-        identity = IdentityStore(rig.root / "c0").load("c0")
-        with refused(DENIED, "stolen"):
-            await rig.check_in(rig.stub(identity), "c0", working_on="x")
-
-    scenario(after_a_restart, tmp_path)
-
-
-async def offered(rig: Rig, identity: Identity, clients: int = 1) -> common_pb2.Task:
-    await rig.operator("submit", runfile(clients=clients, rounds=1), "test")
-    return await rig.task(rig.stub(identity), "c0")
-
-
-def test_shutting_out_ends_an_open_download(tmp_path: Path, monkeypatch: Any) -> None:
-    # A handler that waits for a peer that does not read, as on a slow link with a large model.
-    monkeypatch.setattr("fedserver.service.downloads.iter_frames", many_frames)
-
-    async def body(rig: Rig) -> None:
-        identity = await rig.joined("c0")
-        task, stub = await offered(rig, identity), rig.stub(identity)
-        call = stub.Download(
-            pb.DownloadRequest(
-                name="c0",
-                session="session-c0",
-                task_id=task.task_id,
-                sha256=task.payload.sha256,
-            ),
-            timeout=60,
-        )
-        await call.read()
-
-        async def rest() -> None:
-            await revoked.wait()
-            while await call.read() is not grpc.aio.EOF:
-                pass
-            assert await call.code() is grpc.StatusCode.OK
-
-        revoked = asyncio.Event()
-        reading = asyncio.create_task(rest())
-        begun = time.monotonic()
-        await rig.operator("revoke_client", "c0", "stolen")
-        assert time.monotonic() - begun < 5
-        revoked.set()
-        with refused(DENIED, "[revoked] client 'c0' was shut out: stolen"):
-            await asyncio.wait_for(reading, 20)
-        await refused_from_now_on(rig, identity, stub)
-        # The run lost its only client in the same transaction: nothing waits for it.
-        record = await rig.operator("show", "test")
-        assert record["clients"][0]["reason"] == "revoked: stolen"
-
-    scenario(body, tmp_path)
-
-
-def many_frames(path: Path, offset: int, size: int) -> Any:
-    from motley.wire import Frame
-
-    data = b"x" * 65536
-    for index in range(100_000):
-        yield Frame(index * len(data), data, 0)
-
-
-def test_shutting_out_ends_an_open_upload(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        identity = await rig.joined("c0")
-        task, stub = await offered(rig, identity), rig.stub(identity)
-        data = b"x" * 5000
-
-        async def messages() -> AsyncIterator[pb.UploadMessage]:
-            digest = hashlib.sha256(data).digest()
-            ref = common_pb2.PayloadRef(sha256=digest, size=len(data))
-            yield pb.UploadMessage(
-                open=pb.UploadOpen(
-                    name="c0", session="session-c0", task_id=task.task_id, payload=ref, samples=1
-                )
-            )
-            await asyncio.sleep(600)
-
-        acknowledged = asyncio.Event()
-
-        async def upload() -> None:
-            async for _ in stub.Upload(messages(), timeout=60):
-                acknowledged.set()
-
-        call = asyncio.create_task(upload())
-        await asyncio.wait_for(acknowledged.wait(), 20)
-        await shut_out(rig, call)
-        await refused_from_now_on(rig, identity, stub)
-
-    scenario(body, tmp_path)
-
-
-def test_a_client_that_never_came_can_be_shut_out_and_an_unknown_one_not(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        identity = await rig.joined("c0")
-        await rig.operator("revoke_client", "c0", "stolen")
-        await refused_from_now_on(rig, identity, rig.stub(identity))
-        with pytest.raises(ControlError, match="no client is called 'c7'"):
-            await rig.operator("revoke_client", "c7", "")
-        new = await rig.joined("c0", await rig.token(client="c0"), folder="new")
-        assert await is_working(rig, rig.stub(new), "c0")
-        with refused(DENIED, "stolen"):
-            await rig.check_in(rig.stub(identity), "c0", working_on="x")
-
-    scenario(body, tmp_path)
-
-
-# --- renewing ------------------------------------------------------------------------------------
-
-
-def renewal(rig: Rig, identity: Identity, channel: RenewableChannel, **more: Any) -> Renewal:
-    peer = Peer(
-        stub=federation_pb2_grpc.FederationStub(channel),
-        name="c0",
-        session="session-c0",
-        patience=Patience(call_seconds=5),
-    )
-    return Renewal(peer, IdentityStore(rig.root / "c0"), channel, identity, rig.client, **more)
-
-
-def test_a_renewed_certificate_is_used_and_calls_under_way_go_on(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        identity = await rig.joined("c0")
-        channel = RenewableChannel(open_secure_channel(rig.client, identity))
-        stub = federation_pb2_grpc.FederationStub(channel)
-        held = asyncio.create_task(rig.check_in(stub, "c0", timeout=60))
-        while not (await rig.operator("clients"))[0]["here"]:
-            await asyncio.sleep(0.02)
-        keeper = renewal(rig, identity, channel)
-        await keeper._renew()
-        assert keeper.identity.certificate.serial != identity.certificate.serial
-        stored = IdentityStore(rig.root / "c0").load("c0")
-        assert stored.certificate == keeper.identity.certificate
-        assert channel.open_lines == 2, "the held check-in stays on its connection"
-        assert await is_working(rig, stub, "c0")
-        await rig.operator("submit", runfile(clients=1, rounds=1), "test")
-        reply = await held
-        assert reply.task.task_id, "it is answered where it was asked"
-        await until(lambda: channel.open_lines == 1)
-        assert await is_working(rig, rig.stub(identity), "c0"), "the old one counts until it ends"
-        await channel.close()
-
-    scenario(body, tmp_path)
-
-
-def test_nobody_gets_more_certificates_than_a_device_needs(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        stub = rig.stub(await rig.joined("c0"))
-        for _ in range(MOST_CERTIFICATES - 1):
-            request = pb.RenewRequest(signing_request=signing_request(new_key()))
-            await stub.Renew(request, timeout=10)
-        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "more than a device can need"):
-            await stub.Renew(request, timeout=10)
-        with refused(grpc.StatusCode.INVALID_ARGUMENT, "PKCS #10"):
-            await stub.Renew(pb.RenewRequest(signing_request=b"x"), timeout=10)
-
-    scenario(body, tmp_path)
-
-
-def test_short_lived_certificates_follow_one_another(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        identity = await rig.joined("c0")
-        channel = RenewableChannel(open_secure_channel(rig.client, identity))
-        keeper = renewal(rig, identity, channel)
-        stub = federation_pb2_grpc.FederationStub(channel)
-        keeping = asyncio.create_task(keeper.run())
-        serials = {identity.certificate.serial}
-        while len(serials) < 4 or time.time() < identity.certificate.not_after + 1:
-            assert not keeping.done(), keeping.exception()
-            assert await is_working(rig, stub, "c0")
-            serials.add(keeper.identity.certificate.serial)
-            await asyncio.sleep(0.1)
-        # One that ran out is worth nothing, on a new connection or on an old one.
-        with refused(UNAVAILABLE):
-            await rig.check_in(rig.stub(identity), "c0", working_on="x")
-        keeping.cancel()
-        await channel.close()
-
-    scenario(body, tmp_path, client_lifetime=4.0, server_lifetime=4.0)
-
-
-def test_a_connection_outlives_its_certificate_by_no_call(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        identity = await rig.joined("c0")
-        stub = rig.stub(identity)
-        assert await is_working(rig, stub, "c0")
-        await until(lambda: time.time() > identity.certificate.not_after)
-        with refused(UNAVAILABLE, "[expired]"):
-            await rig.check_in(stub, "c0", working_on="x")
-
-    scenario(body, tmp_path, client_lifetime=2.0)
-
-
-def test_a_renewal_that_the_server_answers_wrongly_changes_nothing(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        from fedclient.errors import CertificateError
-
-        identity = await rig.joined("c0")
-        store = IdentityStore(rig.root / "c0")
-        other = rig.signed("client", "c1")
-        with pytest.raises(CertificateError, match="signed a certificate for client 'c1'"):
-            store.renew(identity, new_key(), other.chain)
-        assert store.load("c0") == identity
-        assert key_to_pem(new_key()) != identity.key
-
-    scenario(body, tmp_path)
-
-
-def test_the_server_changes_its_certificate_without_a_restart(tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        import ssl
-
-        host, _, port = rig.client.rpartition(":")
-        shown = set()
-
-        def look() -> None:
-            shown.add(ssl.get_server_certificate((host, int(port)), timeout=5))
-
-        identity = await rig.joined("c0")
-        end = time.monotonic() + 30
-        while len(shown) < 3 and time.monotonic() < end:
-            await asyncio.to_thread(look)
-            assert await is_working(rig, rig.stub(identity), "c0")
-            await asyncio.sleep(0.2)
-        assert len(shown) == 3
-
-    scenario(body, tmp_path, server_lifetime=2.0)
 
 
 def test_a_server_moves_to_another_address(tmp_path: Path) -> None:

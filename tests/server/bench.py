@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedserver.model_process import run_job
 from fedserver.rounds.engine import Engine
-from fedserver.rounds.jobs import FoldJob, PrepareJob
+from fedserver.rounds.jobs import FoldJob
 from fedserver.rounds.operations import RunDesk
 from fedserver.rounds.presence import Arrival, Capabilities, Presence, Profile
 from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk
@@ -78,15 +81,22 @@ class ManualClock:
 
 
 @functools.cache
-def _prepared(text: str) -> tuple[Mapping[str, object], bytes]:
-    """Prepare a run's workload once for all tests: each needs a child that imports torch."""
+def _prepared(job: str) -> tuple[str, bytes]:
+    """Do a job in a child, which imports torch; return its result as JSON and the state."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
-        bench.runs.submit(text, "test")
-        job = bench.engine.tick()
-        assert isinstance(job, PrepareJob)
-        result = job.run(bench.payloads)
-        return result, bench.payloads.path(str(result["sha256"])).read_bytes()
+        out = Path(folder) / "out"
+        result = run_job({**json.loads(job), "out": str(out)})
+        return json.dumps(result), out.read_bytes()
+
+
+def run_job_once(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what `run_job` does; an initial model that was made before is not made again."""
+    if job["kind"] != "prepare" or job["init"]:
+        return run_job(job)
+    result, state = _prepared(json.dumps({**job, "out": ""}, sort_keys=True))
+    Path(job["out"]).write_bytes(state)
+    made: dict[str, Any] = json.loads(result)
+    return made
 
 
 class Bench:
@@ -141,24 +151,9 @@ class Bench:
     def settle(self) -> None:
         """Run the engine and its jobs until nothing is due."""
         while (job := self.engine.tick()) is not None:
-            if isinstance(job, PrepareJob):
-                result, state = _prepared(job.context.runfile.model_dump_json() and self._text(job))
-                with self.payloads.scratch("initial") as scratch:
-                    scratch.write_bytes(state)
-                    self.payloads.adopt(scratch, str(result["sha256"]))
-                self.engine.apply(job, result)
-                continue
             if isinstance(job, FoldJob):
                 self.folds.append(job)
             self.engine.apply(job, job.run(self.payloads))
-
-    def _text(self, job: PrepareJob) -> str:
-        from sqlalchemy import select
-
-        from fedserver.storage.schema import runs
-
-        with self.engine.database.connect() as tx:
-            return str(tx.scalar(select(runs.c.runfile).where(runs.c.id == job.context.id)))
 
     def submit(self, text: str) -> str:
         """Queue a run and let the engine go as far as it can."""

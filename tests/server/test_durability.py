@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
-from bench import Bench, ManualClock, moved
+from bench import Bench, ManualClock, moved, runfile
+from small_disk import fill, small_disk
 from sqlalchemy.exc import OperationalError
 from test_engine import finish_round, started
 from test_service import Rig, one_client_run, pb, refused, running
 
 from fedserver.errors import StorageError
+from fedserver.model_process import run_job
 from fedserver.rounds.closing import abandon_open
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.jobs import FoldJob, OpenJob
@@ -189,6 +190,27 @@ class Rounds:
             await asyncio.gather(running, return_exceptions=True)
 
 
+def test_a_run_whose_preparation_finds_the_disk_full_is_prepared_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.arrive("c0", "c1")
+    run_id = bench.runs.submit(runfile(), "test")
+
+    async def main() -> None:
+        rounds = Rounds(bench)
+        with monkeypatch.context() as patch:
+            patch.setattr("fedserver.rounds.jobs.run_job", full)
+            await rounds.until(lambda: "is full" in bench.record(run_id)["reason"])
+            record = await rounds.database(bench.record, run_id)
+            assert record["status"] == "preparing"
+        await rounds.until(lambda: bench.record(run_id)["status"] == "waiting")
+        rounds.driver.close()
+        rounds.database.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("job", [OpenJob, FoldJob])
 @pytest.mark.parametrize("error", [full, None], ids=["file", "database"])
 def test_a_job_that_finds_the_disk_full_leaves_the_round_alone(
@@ -282,40 +304,42 @@ def test_kill_loses_time_in_favour_of_clients_only(tmp_path: Path) -> None:
     assert bench.record(run_id)["current"]["seconds_left"] == 40
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True
-    )
-    if made.returncode:
-        pytest.skip(f"no small file system here: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(ballast: Path) -> None:
-    """Write until the disk is full, which raises."""
-    with ballast.open("wb", buffering=0) as stream:
-        while True:
-            stream.write(b"\0" * 4096)
-
-
-def test_a_real_disk_that_is_full(small_disk: Path) -> None:
-    ballast = small_disk / "ballast"
-
-    async def main() -> None:
-        async with running(small_disk / "data", reserve=0) as rig:
+def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
+    async def main(disk: Path) -> None:
+        async with running(disk / "data", reserve=0) as rig:
             task, broadcast = await one_client_run(rig)
             update = rig.update(task, broadcast)
-            with pytest.raises(OSError, match="space"):
-                fill(ballast)
+            filler = fill(disk)
             with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "[storage]"):
                 await rig.upload(task, update)
             assert (await rig.operator("show", "test"))["current"]["status"] == "open"
-            ballast.unlink()
+            filler.unlink()
             receipt = await rig.upload(task, update)
             assert receipt.status == pb.UPDATE_STATUS_ACCEPTED
 
-    asyncio.run(main())
+    with small_disk(tmp_path / "disk", 4) as disk:
+        asyncio.run(main(disk))
+
+
+def test_a_child_that_meets_a_full_disk_says_so(tmp_path: Path) -> None:
+    job = {
+        "kind": "prepare",
+        "workload": "digits",
+        "arguments": {},
+        "mappings": {},
+        "global_variant": "",
+        "variants": [],
+        "seed": 1,
+        "init": "",
+        "quantizes_ends": False,
+    }
+    with small_disk(tmp_path / "disk", 1) as disk:
+        filler = fill(disk, but=8192)
+        with pytest.raises(OSError, match="No space left") as caught:
+            run_job({**job, "out": str(disk / "initial")})
+        assert disk_trouble(caught.value).startswith("the disk of the server is full")
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+        filler.unlink()
+        assert run_job({**job, "out": str(disk / "initial")})["size"] == (
+            (disk / "initial").stat().st_size
+        )

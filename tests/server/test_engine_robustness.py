@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from bench import Bench, moved, runfile
@@ -13,11 +11,6 @@ from fedserver.errors import AggregationError
 from fedserver.rounds.jobs import FoldJob, HeldOutJob, PrepareJob
 from fedserver.rounds.presence import PRESENT_SECONDS
 from motley.task import TaskKind
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
 
 
 def test_init_may_name_an_older_run_of_the_same_name(bench: Bench) -> None:

@@ -126,7 +126,7 @@ class FrameWriter:
         self.close()
         found = file_sha256(self._partial)
         if found != sha256:
-            self._partial.unlink()
+            self.discard()
             raise PayloadError(
                 f"the file has SHA-256 {found.hex()}; announced was {sha256.hex()}. "
                 "It was removed; send it again from offset 0"
@@ -136,6 +136,11 @@ class FrameWriter:
     def close(self) -> None:
         """Close the partial file and keep it."""
         self._stream.close()
+
+    def discard(self) -> None:
+        """Close the partial file and remove it: what came is of no use."""
+        self.close()
+        self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> FrameWriter:
         return self

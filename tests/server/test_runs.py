@@ -1,0 +1,122 @@
+"""Runs from submission to end: queue, members, tiers, cohorts, where they begin and go on."""
+
+from __future__ import annotations
+
+import pytest
+from bench import Bench, runfile
+from test_engine import finish_round, started
+
+from fedserver.errors import RunStateError, UnknownRunError
+from motley.errors import RunFileError
+from motley.seeding import numpy_generator
+from motley.task import TaskKind
+
+
+def test_runs_queue_and_only_one_is_active(bench: Bench) -> None:
+    first, names = started(bench, 2, rounds=1)
+    second = bench.submit(runfile(rounds=1))
+    assert bench.record(second)["status"] == "queued"
+    finish_round(bench, names)
+    assert bench.record(first)["status"] == "finished"
+    assert bench.record(second)["status"] == "running"
+    # The finish task of the first run goes before the second run's training.
+    assert bench.task("c0").run_id == first
+
+
+def test_extend_goes_on_after_the_end(bench: Bench) -> None:
+    run_id, names = started(bench, 2, rounds=1)
+    finish_round(bench, names)
+    assert bench.record(run_id)["status"] == "finished"
+    bench.runs.extend(run_id, 1)
+    bench.settle()
+    assert bench.task("c0").round == 2
+    finish_round(bench, names)
+    assert bench.record(run_id)["status"] == "finished"
+    assert bench.task("c0").kind is TaskKind.FINISH
+
+
+def test_stop_and_resume(bench: Bench) -> None:
+    run_id, names = started(bench)
+    bench.runs.stop(run_id)
+    bench.settle()
+    assert bench.desk.next_task("c0") is None
+    with pytest.raises(RunStateError, match="stopped"):
+        bench.runs.stop(run_id)
+    bench.runs.resume(run_id)
+    bench.settle()
+    finish_round(bench, names)
+    assert bench.record(run_id)["round"] == 1
+
+
+def test_init_from_another_run(bench: Bench) -> None:
+    first, names = started(bench, 2, rounds=1)
+    finish_round(bench, names)
+    text = runfile(rounds=1).replace('name = "test"', 'name = "next"\ninit = "run:test"')
+    run_id = bench.runs.submit(text, "test")
+    job = bench.engine.tick()
+    assert job is not None
+    result = job.run(bench.payloads)
+    assert result["sha256"] == bench.record(first)["state"]
+    assert run_id
+    with pytest.raises(UnknownRunError, match="nothing"):
+        bench.runs.submit(text.replace("run:test", "run:nothing"), "test")
+    with pytest.raises(RunFileError, match="not a file"):
+        bench.runs.submit(text.replace("run:test", "/nowhere.motley"), "test")
+    with pytest.raises(RunFileError, match="relative path"):
+        bench.runs.submit(text.replace("run:test", "nowhere.motley"), "test")
+
+
+def test_waiting_says_who_is_refused_and_why(bench: Bench) -> None:
+    bench.arrive("c0")
+    bench.arrive("c1", labels={"room": "b"})
+    run_id = bench.submit(runfile(clients=1, extra_clients='labels = { room = "a" }'))
+    record = bench.record(run_id)
+    assert record["status"] == "waiting"
+    assert "c1: the run wants label room=a" in record["reason"]
+    assert bench.engine.notices("c1") == [
+        "run test cannot take this client: the run wants label room=a"
+    ]
+
+
+TIERS = """
+[[tiers]]
+name = "phone"
+when = { memory_gib_below = 2 }
+variant = "cnn1"
+bits = 1
+[[tiers]]
+name = "pc"
+variant = "cnn2"
+"""
+
+
+def test_profiles_choose_tiers_and_owners_may_name_one(bench: Bench) -> None:
+    bench.arrive("small", memory=2**30)
+    bench.arrive("large", memory=2**34)
+    bench.arrive("named", memory=2**34, tier="phone")
+    bench.arrive("unknown", memory=2**34, tier="toaster")
+    run_id = bench.submit(runfile(clients=4, sections=TIERS).replace("fedavg", "quped"))
+    found = {c["name"]: (c["tier"], c["variant"]) for c in bench.record(run_id)["clients"]}
+    assert found == {
+        "small": ("phone", "cnn1"),
+        "large": ("pc", "cnn2"),
+        "named": ("phone", "cnn1"),
+        "unknown": ("pc", "cnn2"),
+    }
+    assert bench.task("small").plan.bits == {"conv2": 1, "fc1": 1, "fc2": 1}
+    assert bench.task("large").plan.bits == {}
+
+
+def test_client_sampling_follows_the_seed_alone(bench: Bench) -> None:
+    run_id, names = started(bench, 4, rounds=3, extra_clients="count = 2")
+    cohorts = []
+    for _ in range(3):
+        chosen = [name for name in names if bench.desk.next_task(name)]
+        cohorts.append(chosen)
+        finish_round(bench, chosen)
+    assert all(len(cohort) == 2 for cohort in cohorts)
+    for number, cohort in enumerate(cohorts, start=1):
+        rng = numpy_generator(7, "select", "train", number, 0)
+        assert cohort == [names[i] for i in sorted(rng.choice(4, size=2, replace=False))]
+    record = bench.record(run_id)
+    assert record["finish_waiting"] == 4, "also those that were never sampled"
