@@ -6,6 +6,7 @@ from motley.errors import EncodingError, PayloadError
 from motley.wire.encoding import Encoding, Parameters
 from motley.wire.encodings.codebook import Codebook
 from motley.wire.encodings.dense import Dense
+from motley.wire.encodings.masked import Masked
 from motley.wire.encodings.offset import UniformOffset
 from motley.wire.encodings.planes import UniformPlanes
 
@@ -14,15 +15,17 @@ __all__ = [
     "ENCODING_NAMES",
     "Codebook",
     "Dense",
+    "Masked",
     "UniformOffset",
     "UniformPlanes",
     "read_encoding",
 ]
 
 ENCODINGS: dict[int, type[Encoding]] = {
-    encoding.number: encoding for encoding in (Dense, UniformOffset, UniformPlanes, Codebook)
+    encoding.number: encoding
+    for encoding in (Dense, UniformOffset, UniformPlanes, Codebook, Masked)
 }
-"""By number in the manifest. 5 is reserved for `masked`."""
+"""By number in the manifest."""
 
 ENCODING_NAMES = tuple(dict.fromkeys(encoding.name for encoding in ENCODINGS.values()))
 """The words that peers exchange at check-in."""
