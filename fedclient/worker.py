@@ -23,6 +23,7 @@ from fedclient.errors import StorageError
 from fedclient.memory import is_out_of_memory, out_of_memory_text, peak_bytes, set_data_limit
 from fedclient.personal import PersonalFiles
 from fedclient.pipes import claim_standard_streams
+from fedclient.privacy import PrivacyFiles
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
 from motley.errors import LostStateError, MotleyError
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.5
 """Progress is told at most this often."""
 
-PERMANENT = frozenset({"workload", "lost_state", "plan", "data", "table_mismatch"})
+PERMANENT = frozenset(
+    {
+        *("workload", "lost_state", "plan", "data", "table_mismatch"),
+        *("privacy", "privacy_budget", "privacy_ledger"),
+    }
+)
 """Codes of failures that the next task of the run would meet again."""
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
@@ -77,6 +83,7 @@ class TrainingProcess:
             update=Path(job.update),
             model=Path(job.model),
             progress=self._progress,
+            privacy=PrivacyFiles(Path(job.privacy)) if job.privacy else None,
         )
 
     def _executor_for(self, task: TaskSpec) -> Executor:
@@ -105,6 +112,7 @@ class TrainingProcess:
             metrics={**outcome.metrics, "peak_memory_bytes": float(peak_bytes())},
             seconds=outcome.seconds,
             restarted=outcome.restarted,
+            withheld=outcome.withheld,
         )
 
     def _say(self, message: Message) -> None:

@@ -91,9 +91,7 @@ def test_the_sum_is_that_of_a_loop_over_records(case, clip: float, microbatch: i
     module, x, y = case
     clipper = PerSampleClipper(module, cross_entropy, clip, microbatch=microbatch)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    for found, expected in zip(
-        clipper.clipped_sum(x, y), by_hand(module, x, y, clip), strict=True
-    ):
+    for found, expected in zip(clipper.clipped_sum(x, y), by_hand(module, x, y, clip), strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} was changed"

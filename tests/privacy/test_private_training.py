@@ -1,4 +1,4 @@
-"""FedAvg with a guarantee: noise everywhere, nothing else leaves, what would break it is refused."""
+"""FedAvg with a guarantee: noise everywhere, nothing else leaves, what breaks it is refused."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_batches_of_the_public_schedule_are_not_used() -> None:
 @MODES
 def test_batch_normalisation_is_refused_before_anything_is_spent(settings) -> None:
     store = MemoryStore(KEY)
-    with pytest.raises(PrivacyError, match="layer 1 is a BatchNorm1d.*group normalisation"):
+    with pytest.raises(PrivacyError, match=r"layer 1 is a BatchNorm1d.*group normalisation"):
         train(settings, store, spec=task(settings, variant="normalised"))
     assert not store.entries()
 
@@ -288,7 +288,7 @@ def test_a_run_cannot_drop_its_promise_halfway(tmp_path, kind) -> None:
     store, plain = MemoryStore(KEY), {"weighting": "uniform", "local_steps": 3}
     execute(tmp_path, task(plain), store)  # nothing was promised yet
     execute(tmp_path, task(RELEASE), store)
-    with pytest.raises(PrivacyError, match="differential privacy|no privacy budget covers"):
+    with pytest.raises(PrivacyError, match=r"differential privacy|no privacy budget covers"):
         execute(tmp_path, task(plain, round_=2, kind=kind, subject="global"), store)
     other = task(plain, run_id="another", kind=kind, subject="global")
     execute(tmp_path, other, store)
