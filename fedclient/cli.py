@@ -1,4 +1,4 @@
-"""The command line: `fedclient join | start | profile | models`."""
+"""The command line: `fedclient join | start | profile | models | privacy`."""
 
 from __future__ import annotations
 
@@ -110,6 +110,14 @@ def start(
     idle_minutes: Annotated[
         float, typer.Option(min=0.01, help="Idle time after which the training process ends.")
     ] = 10.0,
+    privacy_budget: Annotated[
+        str,
+        typer.Option(
+            metavar="EPSILON,DELTA",
+            help="What all runs together may spend of a record's privacy, from now on and also "
+            "after a restart; only private runs are then taken part in. none: no bound.",
+        ),
+    ] = "",
 ) -> None:
     """Take part in the runs of a server until stopped."""
     root = state or clients_directory() / check_name(name)
@@ -126,6 +134,7 @@ def start(
         device=device,
         insecure=insecure,
         idle_seconds=idle_minutes * 60,
+        privacy_budget=_checked_budget(privacy_budget),
     )
     configure(log_format)
     from fedclient.daemon import serve
@@ -175,6 +184,23 @@ def models(
         typer.echo(f"{folder / 'models' / model.file}  {model.size} bytes  {metrics}")
 
 
+@app.command()
+def privacy(
+    state: Annotated[Path | None, typer.Option(help="State directory; else all clients'.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was spent of this data's privacy, by all runs together and by each."""
+    from fedclient.privacy_view import as_text, privacy_record
+
+    folders = [state] if state else sorted(clients_directory().glob("*"))
+    records = [privacy_record(folder) for folder in folders]
+    if as_json:
+        typer.echo(json.dumps(records, indent=1))
+        return
+    for record in records:
+        typer.echo(as_text(record))
+
+
 def main() -> None:
     """Run the command line; errors on purpose end in one line and a status of their own."""
     try:
@@ -213,6 +239,14 @@ def _checked_data(text: str) -> str:
         DataSpec.parse(text)
     except DataError as error:
         raise OptionError(f"--data: {error}") from None
+    return text
+
+
+def _checked_budget(text: str) -> str:
+    from fedclient.privacy import parse_budget
+
+    if text:
+        parse_budget(text)
     return text
 
 

@@ -152,11 +152,22 @@ async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
     state = StateDirectory(options.state)
     state.open(options.name)
     try:
+        _set_privacy_budget(options, state)
         await _serve(options, state, pace or Pace())
     except asyncio.CancelledError:
         log.info("client_left", client=options.name)
     finally:
         state.close()
+
+
+def _set_privacy_budget(options: ClientOptions, state: StateDirectory) -> None:
+    """Keep the owner's budget from here on, where one was given."""
+    if options.privacy_budget:
+        from fedclient.privacy import PrivacyFiles, parse_budget
+
+        budget = parse_budget(options.privacy_budget)
+        PrivacyFiles(state.privacy_directory, state.disk).set_budget(budget)
+        log.info("privacy_budget_set", budget=options.privacy_budget)
 
 
 async def _serve(options: ClientOptions, state: StateDirectory, pace: Pace) -> None:

@@ -106,6 +106,7 @@ class Assignment:
             update=str(desk.outbox.prepare(task.task_id)),
             model=str(model),
             personal=str(desk.state.run_directory(task.run_id)),
+            privacy=str(desk.state.privacy_directory),
         )
         done = await desk.runner.run(job, self._progress)
         self._log.info("task_done", seconds=round(done.seconds, 2), samples=done.samples)
@@ -144,7 +145,7 @@ class Assignment:
             sha256=done.sha256,
             size=done.size,
             samples=done.samples,
-            metrics=done.metrics,
+            metrics=done.told,
             train_seconds=done.seconds,
             restarted=done.restarted,
         )
@@ -166,7 +167,7 @@ class Assignment:
 
     async def _report(self, done: Done) -> bool:
         """Report an evaluation or a finished model; then what it needed can go."""
-        result = federation_pb2.Result(metrics=dict(done.metrics), seconds=done.seconds)
+        result = federation_pb2.Result(metrics=dict(done.told), seconds=done.seconds)
         told = await self._desk.connection.report(self.task.task_id, result=result)
         self._desk.outbox.remove(self.task.task_id)
         if self.task.kind == common_pb2.TASK_KIND_FINISH:

@@ -43,6 +43,8 @@ class ClientOptions:
     """Whether to connect without TLS and certificates."""
     idle_seconds: float = 600.0
     """Idle time after which the training process is ended."""
+    privacy_budget: str = ""
+    """`EPSILON,DELTA` that all runs together may spend; `none`: no bound; "": as it was."""
 
 
 def check_name(name: str) -> str:

@@ -50,6 +50,8 @@ class Job(Message):
     model: str
     personal: str
     """Directory of the run's personal states."""
+    privacy: str = ""
+    """Directory of the privacy ledger."""
 
     @staticmethod
     def encode_task(serialized: bytes) -> str:
@@ -80,6 +82,13 @@ class Done(Message):
     metrics: Metrics = Field(default_factory=dict)
     seconds: FiniteFloat = 0.0
     restarted: bool = False
+    withheld: bool = False
+    """Whether the metrics are for this device alone."""
+
+    @property
+    def told(self) -> Metrics:
+        """The metrics that the server is told."""
+        return {} if self.withheld else self.metrics
 
 
 class Failed(Message):

@@ -8,6 +8,7 @@ outbox/TASK/                an unacknowledged update: update.payload; meta.json,
 runs/RUN/                   personal states: counted-TASK.payload and pending-TASK.payload
 models/NAME-RUN.motley      finished models, each with its metrics in NAME-RUN.json
 identity/                   key, certificate, authority (identity/store.py); not for others' eyes
+privacy/                    what was spent of the data's privacy, and its secret (privacy.py)
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ class StateDirectory:
         """Return the directory of a run's personal states; it may not exist yet."""
         return self.root / "runs" / file_word(run_id, "run id")
 
+    @property
+    def privacy_directory(self) -> Path:
+        """The directory of the privacy ledger; it may not exist yet."""
+        return self.root / "privacy"
+
     def model_path(self, run_name: str, run_id: str) -> Path:
         """Return where a run's finished model lies."""
         name = f"{file_word(run_name, 'run name')}-{file_word(run_id, 'run id')}.motley"
@@ -90,7 +96,7 @@ class StateDirectory:
         if not self.root.is_dir() or (self.root / "session").exists():
             return
         foreign = {entry.name for entry in self.root.iterdir()} - {
-            *(*_FOLDERS, "identity", "lock", "session.tmp")
+            *(*_FOLDERS, "identity", "privacy", "lock", "session.tmp")
         }
         if foreign:
             raise StateDirectoryError(
@@ -103,6 +109,7 @@ class StateDirectory:
         patterns = (
             *(f"*.json{TEMPORARY}", "runs/*/.pending-*.payload.*", "models/.*.motley.*"),
             *("identity/.client.pem.*", "identity/.joining.key.*"),
+            *(f"privacy/*{TEMPORARY}", "privacy/.secret.*"),
         )
         for pattern in patterns:
             for leftover in self.root.glob(pattern):

@@ -23,6 +23,7 @@ from fedclient.errors import StorageError
 from fedclient.memory import is_out_of_memory, out_of_memory_text, peak_bytes, set_data_limit
 from fedclient.personal import PersonalFiles
 from fedclient.pipes import claim_standard_streams
+from fedclient.privacy import PrivacyFiles
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
 from motley.errors import MotleyError
@@ -75,6 +76,7 @@ class TrainingProcess:
             update=Path(job.update),
             model=Path(job.model),
             progress=self._progress,
+            privacy=PrivacyFiles(Path(job.privacy)) if job.privacy else None,
         )
 
     def _executor_for(self, task: TaskSpec) -> Executor:
@@ -103,6 +105,7 @@ class TrainingProcess:
             metrics={**outcome.metrics, "peak_memory_bytes": float(peak_bytes())},
             seconds=outcome.seconds,
             restarted=outcome.restarted,
+            withheld=outcome.withheld,
         )
 
     def _say(self, message: Message) -> None:

@@ -85,3 +85,21 @@ class IdentityError(MotleyError):
     """A key or certificate is missing, damaged, readable by others, or not what it should be."""
 
     code = "identity"
+
+
+class PrivacyError(MotleyError):
+    """A guarantee of privacy that is asked for cannot be given: what would break it is refused."""
+
+    code = "privacy"
+
+
+class PrivacyBudgetError(PrivacyError):
+    """A task would spend more of a privacy budget than is left."""
+
+    code = "privacy_budget"
+
+
+class PrivacyLedgerError(PrivacyError):
+    """The record of what was spent is damaged or not whole, so that nothing may be spent."""
+
+    code = "privacy_ledger"

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from motley.plan import FULL_PRECISION, Plan
 from motley.task import TaskSpec
 from motley.wire import EncodedTensor, encode_dense
 from motley.workload import LocalData, Scalar, Workload
+
+if TYPE_CHECKING:
+    from motley.privacy.ledger import TaskPrivacy
 
 Array = npt.NDArray[np.generic]
 FloatArray = npt.NDArray[np.float32]
@@ -118,6 +121,8 @@ class ClientContext:
     device: str = "cpu"
     progress: Callable[[float], None] = lambda fraction: None
     """Called with the finished fraction of the task, 0 to 1."""
+    privacy: TaskPrivacy | None = None
+    """The device's privacy ledger, for this task; None where none is kept."""
 
     @property
     def plan(self) -> Plan:

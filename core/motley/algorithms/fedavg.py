@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from motley.algorithms.base import (
     Algorithm,
@@ -23,16 +23,26 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.algorithms.local_settings import LocalSettings
+from motley.privacy.settings import PrivacySettings
 from motley.wire import encode_dense
 
 
-class FedAvgSettings(LocalSettings):
+class FedAvgSettings(LocalSettings, PrivacySettings):
     """Settings of FedAvg."""
 
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Within a task; every task starts at rest."""
     weighting: Literal["samples", "uniform"] = "samples"
     """Weight of a client in the mean: its sample count, or the same for all."""
+
+    @model_validator(mode="after")
+    def _weights_tell_nothing(self) -> FedAvgSettings:
+        if self.privacy != "none" and self.weighting == "samples":
+            raise ValueError(
+                'weighting = "samples" needs sample counts, which are not sent in a private run; '
+                'set weighting = "uniform"'
+            )
+        return self
 
 
 class FedAvg(Algorithm):
@@ -58,21 +68,30 @@ class FedAvg(Algorithm):
     ) -> Trained:
         """Run τ SGD steps from the broadcast and return the model's values."""
         from motley.models.units import load_tensors, read_tensors
+        from motley.training.private import Descent, train_privately
         from motley.training.sgd import local_sgd
 
         module = context.workload.variants()[context.task.global_variant].build()
         load_tensors(module, broadcast.tensors)
         module.to(context.device)
         settings = self.settings
-        loss = local_sgd(
-            module,
-            context,
-            settings.batches(context),
-            steps=settings.local_steps,
-            learning_rate=settings.rate,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
+
+        def train() -> float:
+            return local_sgd(
+                module,
+                context,
+                settings.batches(context),
+                steps=settings.local_steps,
+                learning_rate=settings.rate,
+                weight_decay=settings.weight_decay,
+                momentum=settings.momentum,
+            )
+
+        if settings.privacy != "none":
+            descent = Descent(settings.rate, settings.weight_decay, settings.momentum)
+            names = list(broadcast.tensors)
+            return train_privately(module, context, settings, broadcast, names, train, descent)
+        loss = train()
         return Trained(
             update=read_tensors(module),
             samples=len(context.data.train),

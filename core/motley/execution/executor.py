@@ -22,9 +22,11 @@ from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors
-from motley.errors import LostStateError, PlanError, TrainingError
+from motley.errors import LostStateError, PlanError, PrivacyError, TrainingError
 from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.plan import FULL_PRECISION
+from motley.privacy.ledger import PrivacyStore, TaskPrivacy
+from motley.privacy.settings import guarantee_of
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
 from motley.training.evaluation import evaluate
@@ -64,6 +66,8 @@ class Outcome:
     seconds: float = 0.0
     restarted: bool = False
     """Whether the personal state was lost and started afresh."""
+    withheld: bool = False
+    """Whether metrics are for this device alone: they are data, and no guarantee covers them."""
 
 
 class Executor:
@@ -89,6 +93,7 @@ class Executor:
         update: Path,
         model: Path,
         progress: Callable[[float], None] = lambda fraction: None,
+        privacy: PrivacyStore | None = None,
     ) -> Outcome:
         """Do one task.
 
@@ -99,12 +104,15 @@ class Executor:
             update: where a training task writes its encoded update.
             model: where a finishing task writes the packed model.
             progress: called with the finished fraction, 0 to 1.
+            privacy: what this device spent of its data's privacy; None where no ledger is kept,
+                so that no private run can be taken part in.
 
         Raises:
             LostStateError: the personal state is gone, and the task is no training that may start
                 afresh.
             PayloadError: the broadcast is not what the task names.
             PlanError: the plan asks for what this workload does not have.
+            PrivacyError: the task would break a guarantee, or spend more than a budget holds.
             TrainingError: the loss or an updated value is not finite.
         """
         started = time.monotonic()
@@ -115,7 +123,9 @@ class Executor:
             data=self._data,
             device=self._device,
             progress=progress,
+            privacy=TaskPrivacy(privacy, task) if privacy else None,
         )
+        withheld = _is_protected(algorithm, context)
         state, restarted = _personal_state(algorithm, task, personal)
         with ExitStack() as stack:
             received = self._open(task, broadcast, stack)
@@ -123,8 +133,10 @@ class Executor:
         return replace(
             outcome,
             metrics=_finite_metrics(outcome.metrics, task),
-            seconds=time.monotonic() - started,
+            # How long a private task took tells how many records it saw.
+            seconds=0.0 if withheld else time.monotonic() - started,
             restarted=restarted,
+            withheld=withheld,
         )
 
     def _do(
@@ -185,6 +197,11 @@ class Executor:
     ) -> Outcome:
         task = context.task
         trained = algorithm.train(context, received, state)
+        if guarantee_of(algorithm.settings, task.rounds) is not None:
+            if context.privacy is None or not context.privacy.has_spent:
+                raise PrivacyError(f"{algorithm.name} trained without the noise that it promised")
+            # Sample counts and losses are data, and no noise is on them.
+            trained = replace(trained, samples=0, metrics={})
         _check_finite(trained.update, task)
         table = self.table(task.global_variant).tensor_table if algorithm.has_global_model else None
         encoded = _encode_update(task, trained.update, received)
@@ -233,6 +250,31 @@ class Executor:
         load_tensors(module, tensors)
         module.to(self._device)
         return evaluate(module, self._workload, self._data.test, self._device)
+
+
+def _is_protected(algorithm: Algorithm, context: ClientContext) -> bool:
+    """Return whether only what a guarantee covers may leave this device.
+
+    Raises:
+        PrivacyError: the task would send something else, or there is no ledger to spend from.
+    """
+    task, privacy = context.task, context.privacy
+    is_private = guarantee_of(algorithm.settings, task.rounds) is not None
+    if is_private and privacy is None:
+        raise PrivacyError(f"run {task.run_name} is private, and no privacy ledger is kept here")
+    if not is_private and (privacy is None or not privacy.is_protected):
+        return False
+    if task.kind is TaskKind.TRAIN and not is_private:
+        raise PrivacyError(
+            f"run {task.run_name} trains without differential privacy, and this device takes part "
+            f"in private runs alone: its owner set a privacy budget, or the run was private before"
+        )
+    if task.kind is TaskKind.EVALUATE:
+        raise PrivacyError(
+            f"run {task.run_name} asks for scores on this device's data, which no privacy budget "
+            f"covers; evaluate on the server's own data (evaluate.held_out)"
+        )
+    return True
 
 
 def _personal_state(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from motley.errors import LostStateError
 
-_PERMANENT = frozenset({"workload", "lost_state", "plan", "data", "table_mismatch"})
+_PERMANENT = frozenset(
+    {
+        *("workload", "lost_state", "plan", "data", "table_mismatch"),
+        *("privacy", "privacy_budget", "privacy_ledger"),
+    }
+)
 
 
 def is_permanent(code: str, *, may_restart: bool) -> bool:
