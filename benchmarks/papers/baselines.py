@@ -72,11 +72,10 @@ METHODS = (
     Method("BinaryRelax, 1 bit, alone", "binaryrelax", 1),
 )
 
-RATES: tuple[Settings, ...] = tuple({"learning_rate": rate} for rate in (0.2, 0.4, 0.8))
+RATES: tuple[Settings, ...] = ({"learning_rate": 0.2}, {"learning_rate": 0.4})
 SHARED_RATES: tuple[Settings, ...] = (
     {"learning_rate": 0.4, "shared_rate": 1.0},
     {"learning_rate": 0.4, "shared_rate": 2.0},
-    {"learning_rate": 0.8, "shared_rate": 2.0},
 )
 CANDIDATES: Mapping[str, tuple[Settings, ...]] = {
     "FedAvg": RATES,
@@ -87,19 +86,16 @@ CANDIDATES: Mapping[str, tuple[Settings, ...]] = {
     "QuPeL, 2 bits": (
         {"learning_rate": 0.4, "proximity": 0.02, "shared_rate": 10.0},
         {"learning_rate": 0.4, "proximity": 0.1, "shared_rate": 2.0},
-        {"learning_rate": 0.4, "proximity": 0.5, "shared_rate": 1.0},
     ),
     "pFedMe": (
-        {"learning_rate": 0.1, "proximity": 15.0, "shared_rate": 0.06},
         {"learning_rate": 0.2, "proximity": 5.0, "shared_rate": 0.2},
         {"learning_rate": 0.4, "proximity": 2.0, "shared_rate": 0.5},
     ),
     "Per-FedAvg": (
         {"learning_rate": 0.4, "adaptation_rate": 0.03, "adaptation_steps": 10},
         {"learning_rate": 0.4, "adaptation_rate": 0.1, "adaptation_steps": 10},
-        {"learning_rate": 0.8, "adaptation_rate": 0.1, "adaptation_steps": 10},
     ),
-    "Federated Mutual Learning": RATES,
+    "Federated Mutual Learning": ({"learning_rate": 0.4}, {"learning_rate": 0.8}),
     "ProxQuant, 1 bit, alone": tuple({**rate, "scale": "magnitude"} for rate in RATES),
     "BinaryRelax, 1 bit, alone": tuple({**rate, "growth": 2.0} for rate in RATES),
 }
