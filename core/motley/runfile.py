@@ -280,7 +280,7 @@ def _method_faults(runfile: RunFile, *, settings_are_valid: bool) -> list[str]:
     algorithm = registry.find(name)
     if subject == "global" and not algorithm.has_global_model:
         faults.append(f'evaluate.subject: {name} has no global model; expected "personal"')
-    if subject == "personal" and not algorithm.keeps_personal_state:
+    if subject == "personal" and not algorithm.has_personal_models():
         faults.append(f'evaluate.subject: {name} has no personal models; expected "global"')
     faults += _aggregate_faults(runfile)
     for tier in runfile.tiers:
@@ -294,10 +294,12 @@ def _method_faults(runfile: RunFile, *, settings_are_valid: bool) -> list[str]:
 def _tier_faults(algorithm: type[Algorithm], runfile: RunFile, tier: Tier) -> list[str]:
     """Check what a tier asks for against what the method does with tiers."""
     name, faults = algorithm.name, []
-    wants_bits = tier.bits != FULL_PRECISION and not algorithm.tiers_choose_bits
+    takes_bits = algorithm.tiers_choose_bits or algorithm.tiers_choose_personal_bits
+    wants_bits = tier.bits != FULL_PRECISION and not takes_bits
     if not algorithm.tiers_choose_models and (tier.variant or wants_bits):
+        what = "variant has" if takes_bits else "variant and bits have"
         faults.append(
-            f": {name} trains the global model on all devices, so variant and bits have no place "
+            f": {name} trains the global model on all devices, so {what} no place "
             f"here; run.global_variant names the model, and up_bits and down_bits make it small "
             f"on the wire"
         )

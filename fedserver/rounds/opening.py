@@ -232,7 +232,7 @@ def needs_broadcast(context: RunContext, kind: str) -> bool:
     algorithm = context.algorithm
     if not algorithm.has_global_model:
         return False
-    if kind == "train":
+    if kind == "train" or algorithm.personal_from_global:
         return True
     if kind == "evaluate":
         return algorithm.evaluated_model(context.runfile.evaluate.subject) == "global"

@@ -196,13 +196,13 @@ def test_exact_centre_step_locks_centres_and_linear_does_not() -> None:
 def test_automatic_penalty_is_kept_with_the_state() -> None:
     algorithm = Local.configure(SETTINGS)
     task = context(algorithm, member(2), 1, 4)
-    first = algorithm._state(task, None)
+    first = algorithm.state_of(task, None)
     assert first["penalty"][0] > 0
     last = run(algorithm, member(2), 4).personal
     assert last is not None
     assert last["penalty"][0] == first["penalty"][0]
     explicit = Local.configure({**SETTINGS, "penalty": 0.125})
-    assert explicit._state(task, None)["penalty"][0] == 0.125
+    assert explicit.state_of(task, None)["penalty"][0] == 0.125
 
 
 def test_a_plan_that_does_not_fit_is_refused() -> None:

@@ -90,7 +90,7 @@ def test_a_task_is_algorithm_2(bits: int, mode: str, centre_step: str) -> None:
     task = context(quped, member(bits), 1, 1)
     trained = quped.train(task, sent(first_broadcast()), None)
     client = naive_client(
-        quped._state(task, None), soft=mode == "soft", exact=centre_step == "exact"
+        quped.state_of(task, None), soft=mode == "soft", exact=centre_step == "exact"
     )
     follow(client)
     assert trained.personal is not None
@@ -103,7 +103,7 @@ def test_any_number_of_centres(centres: int) -> None:
     quped = QuPeD.configure({**SETTINGS, "centres": centres})
     task = context(quped, member(2), 1, 1)
     trained = quped.train(task, sent(first_broadcast()), None)
-    client = naive_client(quped._state(task, None))
+    client = naive_client(quped.state_of(task, None))
     follow(client)
     assert trained.personal is not None
     check(trained.personal, trained.update, client)
@@ -113,7 +113,7 @@ def test_temperature() -> None:
     quped = QuPeD.configure({**SETTINGS, "temperature": 3.0})
     task = context(quped, member(1), 1, 1)
     trained = quped.train(task, sent(first_broadcast()), None)
-    client = naive_client(quped._state(task, None), temperature=3.0)
+    client = naive_client(quped.state_of(task, None), temperature=3.0)
     follow(client)
     assert trained.personal is not None
     check(trained.personal, trained.update, client)
@@ -126,7 +126,7 @@ def test_training_alone_is_algorithm_1(bits: int) -> None:
     local = Local.configure(own)
     task = context(local, member(bits), 1, 1)
     trained = local.train(task, sent({}), None)
-    client = naive_client(local._state(task, None), share=0.0)
+    client = naive_client(local.state_of(task, None), share=0.0)
     follow(client, eta3=0.0)
     assert trained.update == {}
     assert trained.personal is not None

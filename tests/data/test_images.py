@@ -93,6 +93,20 @@ def test_mnist_writers(mnist: Path) -> None:
         load(Mnist(), f"{mnist}?writers=2&clients=5&client=0&qmnist={mnist}")
 
 
+@pytest.mark.parametrize(
+    "way", ["clients=5&classes=4", "writers=2&clients=5&qmnist={}", "clients=5&pool=0.5"]
+)
+def test_a_validation_set_is_cut_from_the_training_samples(mnist: Path, way: str) -> None:
+    spec = f"{mnist}?{way.format(mnist)}&client=1"
+    whole, cut = load(Mnist(), spec), load(Mnist(), f"{spec}&validate=0.25")
+    assert len(cut.test) == round(0.25 * len(whole.train))
+    assert len(cut.train) + len(cut.test) == len(whole.train)
+    both = np.concatenate([cut.train.targets, cut.test.targets])
+    npt.assert_array_equal(np.sort(both), np.sort(whole.train.targets))
+    with pytest.raises(DataError, match="validate=1; expected a fraction above 0 and below 1"):
+        load(Mnist(), f"{spec}&validate=1")
+
+
 def test_mnist_files_that_do_not_belong_together(mnist: Path) -> None:
     write_idx(mnist / "train-labels-idx1-ubyte.gz", np.zeros(TRAIN - 1, np.uint8), 0x08)
     with pytest.raises(DataError, match=r"expected uint8 \[399, 28, 28\], an image for each label"):

@@ -45,11 +45,23 @@ class Case:
 
 DATA = "digits?clients={clients}&client={client}&classes=4&train=40"
 PERSONAL = ('variant = "cnn1"\nbits = 1', 'variant = "cnn1"\nbits = 2', 'variant = "cnn2"')
+BINARY = ('variant = "cnn1"\nbits = 1', 'variant = "cnn2"\nbits = 1', 'variant = "mlp"')
+COARSE = "[wire]\nup_bits = 8\ndown_bits = 6\n"
 CASES = {
+    "binaryrelax": Case(tiers=BINARY),
     "fedavg": Case(settings="momentum = 0.5", sections="[wire]\nup_bits = 4\ndown_bits = 8"),
     "fedmpq": Case(tiers=("bits = 2", "bits = 4", "bits = 8")),
+    "fml": Case(
+        settings="momentum = 0.5",
+        tiers=('variant = "cnn1"', 'variant = "cnn2"', 'variant = "mlp"'),
+        sections=COARSE,
+    ),
     "local": Case(tiers=PERSONAL),
+    "perfedavg": Case(sections=COARSE),
+    "pfedme": Case(settings="server_rate = 1.5", sections=COARSE),
+    "proxquant": Case(settings='scale = "magnitude"', tiers=BINARY),
     "quped": Case(tiers=PERSONAL, sections="[wire]\nup_bits = 8\n"),
+    "qupel": Case(tiers=("bits = 1", "bits = 2", "up_bits = 4"), sections=COARSE),
 }
 
 

@@ -170,6 +170,10 @@ class Algorithm(ABC):
     """Whether the method is about what `up_bits` does: 32 would leave nothing of it."""
     encodings: ClassVar[tuple[str, ...]] = ()
     """Encodings that devices must know besides those that a run's bit-widths ask for."""
+    tiers_choose_personal_bits: ClassVar[bool] = False
+    """Whether a tier's bit-width applies to personal models that are all of the global variant."""
+    personal_from_global: ClassVar[bool] = False
+    """Whether a personal model is made anew from the global one, whenever it is asked for."""
     quantizes_ends: ClassVar[bool] = False
     """Whether low bit-widths apply to a model's first and last layer too."""
     has_global_model: ClassVar[bool] = True
@@ -178,9 +182,14 @@ class Algorithm(ABC):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
+    @classmethod
+    def has_personal_models(cls) -> bool:
+        """Return whether each client ends with a model of its own."""
+        return cls.keeps_personal_state or cls.personal_from_global
+
     def evaluated_model(self, subject: str) -> str:
         """Return "global" or "personal" for what a run file says to evaluate ("": by method)."""
-        return subject or ("personal" if self.keeps_personal_state else "global")
+        return subject or ("personal" if self.has_personal_models() else "global")
 
     @classmethod
     def configure(cls, values: Mapping[str, Scalar]) -> Algorithm:

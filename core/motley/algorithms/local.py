@@ -6,34 +6,74 @@ proximal steps on weights and centres; `motley.training.alternating` holds the s
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from motley.algorithms.base import (
-    Algorithm,
-    Broadcast,
-    ClientContext,
-    Finished,
-    Settings,
-    Tensors,
-    Trained,
-)
+from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.errors import PlanError
+from motley.algorithms.personal_model import PersonalModel, initial_model
 from motley.quantize.rules import CentreRules, CentreStep, Mode, Rates, Start
 from motley.quantize.schedule import Schedule
-from motley.wire import encode_codebook, encode_dense
 
 if TYPE_CHECKING:
+    import torch
+
     from motley.training.distillation import Teacher
+    from motley.training.proximity import Anchor
+
+Penalty = Annotated[float, Field(ge=0)] | Literal["auto"]
 
 
-class AlternatingSettings(LocalSettings):
+class ProximalSettings(LocalSettings):
+    """What methods share that pull weights to centres and fix them at the end of a run."""
+
+    penalty: Penalty = "auto"
+    """λ₀; it grows by λ₀ an epoch. "auto" sets it by the practical rule of
+    `Schedule.practical_penalty`."""
+    finetune_fraction: float = Field(default=0.2, ge=0, le=1)
+    """Share of the run, at its end, in which weights follow their centres."""
+    finetune_iterations: int | None = Field(default=None, ge=0)
+    """Instead of a fraction: how many iterations."""
+
+    @property
+    def centre_count(self) -> int:
+        """Centres of each quantized tensor; 0: 2^bits."""
+        return 0
+
+    @abstractmethod
+    def rules(self) -> CentreRules:
+        """Return the choices about quantization."""
+
+    @abstractmethod
+    def rates(self, schedule: Schedule, iteration: int, penalty: float, *, frozen: bool) -> Rates:
+        """Return the step sizes of an iteration; `penalty` is λ₀, `frozen` means fine-tuning."""
+
+    def schedule(self, iterations: int) -> Schedule:
+        """Return the schedule of a run of so many iterations, fine-tuning included."""
+        tuned = self.finetune_iterations
+        if tuned is None:
+            tuned = round(self.finetune_fraction * iterations)
+        return Schedule(
+            iterations_per_epoch=self.iterations_per_epoch,
+            decay=self.lr_decay,
+            freeze_at=max(0, iterations - tuned) if tuned else None,
+        )
+
+    def first_penalty(self, distance: float, iterations: int) -> float:
+        """Return λ₀ with the ½ inside R, for weights at a mean `distance` to their centres."""
+        if self.penalty != "auto":
+            return self.penalty
+        schedule = self.schedule(iterations)
+        return schedule.practical_penalty(distance, self.learning_rate, iterations)
+
+
+class AlternatingSettings(ProximalSettings):
     """Settings of Algorithm 1; without low bit-widths those of plain SGD alone count.
 
-    `learning_rate` is η₁, `centre_rate` η₂.
+    `learning_rate` is η₁, `centre_rate` η₂. `penalty` has the ½ inside R, and is so twice the
+    released code's.
     """
 
     centres: int = Field(default=0, ge=0, le=256)
@@ -41,9 +81,6 @@ class AlternatingSettings(LocalSettings):
     centre_rate: float = Field(default=1e-4, ge=0)
     mode: Mode = "hard"
     """Quantizer in training."""
-    penalty: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """λ₀, with the ½ inside R (twice the released code's); it grows by λ₀ an epoch. "auto" sets it
-    by the practical rule of `Schedule.practical_penalty`."""
     centre_step: CentreStep = "linear"
     centre_penalty: bool = True
     """Whether the penalty moves centres too."""
@@ -54,15 +91,16 @@ class AlternatingSettings(LocalSettings):
     steepness: float = Field(default=20.0, gt=0)
     """Soft mode: P times the smallest gap of a layer's initial centres."""
     start: Start = "range"
-    """Where centres start: "range" as released, or "quantiles"."""
+    """Where centres start: see `motley.quantize.centres.initial_centres`."""
     clamp: bool = False
     """Whether quantized weights are kept in [-1, 1]."""
-    finetune_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Share of the run, at its end, in which weights follow their centres."""
-    finetune_iterations: int | None = Field(default=None, ge=0)
-    """Instead of a fraction: how many iterations."""
     finetune_centre_factor: float = Field(default=0.1, ge=0)
     """Factor on `centre_rate` in fine-tuning."""
+
+    @property
+    def centre_count(self) -> int:
+        """Centres of each quantized tensor; 0: 2^bits."""
+        return self.centres
 
     def rules(self) -> CentreRules:
         """Return the choices about quantization."""
@@ -77,17 +115,6 @@ class AlternatingSettings(LocalSettings):
             clamp=self.clamp,
         )
 
-    def schedule(self, iterations: int) -> Schedule:
-        """Return the schedule of a run of so many iterations, fine-tuning included."""
-        tuned = self.finetune_iterations
-        if tuned is None:
-            tuned = round(self.finetune_fraction * iterations)
-        return Schedule(
-            iterations_per_epoch=self.iterations_per_epoch,
-            decay=self.lr_decay,
-            freeze_at=max(0, iterations - tuned) if tuned else None,
-        )
-
     def rates(self, schedule: Schedule, iteration: int, penalty: float, *, frozen: bool) -> Rates:
         """Return the step sizes of an iteration; `penalty` is λ₀, `frozen` means fine-tuning."""
         factor = self.finetune_centre_factor if frozen else 1.0
@@ -99,117 +126,78 @@ class AlternatingSettings(LocalSettings):
         )
 
 
-class Local(Algorithm):
+class Local(PersonalModel):
     """Each client trains on its own; the server only counts rounds."""
 
     name: ClassVar[str] = "local"
     settings_type: ClassVar[type[Settings]] = AlternatingSettings
-    keeps_personal_state: ClassVar[bool] = True
     tiers_choose_models: ClassVar[bool] = True
     has_global_model: ClassVar[bool] = False
-    settings: AlternatingSettings
-
-    @property
-    def local_steps(self) -> int:
-        """Iterations of one round."""
-        return self.settings.local_steps
+    settings: ProximalSettings
 
     def train(
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Take the task's steps on the personal model."""
-        state, metrics = self._steps(context, personal, None)
+        state, metrics = self._steps(context, self.state_of(context, personal))
         return Trained(update={}, personal=state, samples=len(context.data.train), metrics=metrics)
 
-    def model_for(
-        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
-    ) -> tuple[str, Tensors]:
-        """Return the personal model, hard-quantized; PlanError for "global", there is none."""
-        from motley.training.personal import deployed_tensors
-
-        if subject == "global":
-            raise PlanError(
-                f"{self.name} has no global model to evaluate; set subject to 'personal'"
-            )
-        return context.plan.variant, deployed_tensors(self._state(context, personal))
-
-    def finish(
-        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
-    ) -> Finished:
-        """Return the personal model: quantized tensors as indices and centres, the rest dense."""
-        from motley.quantize.centres import unused
-        from motley.training.personal import codes_and_centres, deployed_tensors
-
-        state = self._state(context, personal)
-        model = {name: encode_dense(values) for name, values in deployed_tensors(state).items()}
-        idle = 0
-        for name, (codes, centres) in codes_and_centres(state).items():
-            model[name] = encode_codebook(codes, centres.astype(np.float32))
-            idle += unused(codes, centres.size)
-        metrics: dict[str, float] = {}
-        if "centre_updates" in state:
-            moved, updates = state["centre_updates"]
-            metrics = {
-                "unused_centres": float(idle),
-                "centre_updates_moved": float(moved) / max(1, int(updates)),
-            }
-        return Finished(variant=context.plan.variant, model=model, metrics=metrics)
-
     def _steps(
-        self, context: ClientContext, personal: Tensors | None, teacher: Teacher | None
+        self,
+        context: ClientContext,
+        state: Tensors,
+        teacher: Teacher | None = None,
+        anchor: Anchor | None = None,
     ) -> tuple[Tensors, dict[str, float]]:
         """Take the task's iterations; return the new personal state and the metrics."""
-        import torch
-
         from motley.training.alternating import iterate
-        from motley.training.evaluation import to_torch
-        from motley.training.losses import mean_loss
         from motley.training.personal import close_state, open_state
+        from motley.training.steps import Feed, take_steps
 
         settings, plan = self.settings, context.plan
-        batches = settings.batches(context)
+        feed = Feed(context, settings.batches(context))
         schedule = settings.schedule(plan.iterations)
-        state = self._state(context, personal)
         variant = context.workload.variants()[plan.variant]
         model = open_state(state, variant, settings.rules(), context.device)
+        model.anchor = anchor
         penalty = float(state["penalty"][0]) if "penalty" in state else 0.0
-        inputs, targets = to_torch(context.data.train, context.device)
-        losses = []
-        for done in range(settings.local_steps):
-            iteration = plan.iteration + done
+
+        def step(iteration: int) -> torch.Tensor:
             if schedule.frozen(iteration):
                 model.freeze()
-            index = torch.from_numpy(batches(iteration)).to(context.device)
             # A client frozen before the run was extended stays in fine-tuning.
             rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)
-            losses.append(
-                iterate(model, context.workload, inputs[index], targets[index], rates, teacher)
-            )
-            context.progress((done + 1) / settings.local_steps)
-        return close_state(model, state), {"loss": mean_loss(losses, context.task)}
+            return iterate(model, context.workload, *feed(iteration), rates, teacher)
 
-    def _state(self, context: ClientContext, personal: Tensors | None) -> Tensors:
+        loss = take_steps(context, settings.local_steps, step)
+        if anchor is not None:
+            # The shared model never sees data: its layers' statistics are the personal model's.
+            anchor.model.adopt_buffers(model.model)
+        return close_state(model, state), {"loss": loss}
+
+    def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the personal state to start from: the one handed in, or a fresh one.
 
         Raises:
             PlanError: the plan's bit-widths do not fit the model or the state.
         """
+        from motley.training.personal import check_counts
+
+        if personal is None:
+            return self._fresh(context, initial_model(context))
+        variant = context.workload.variants()[context.plan.variant]
+        check_counts(personal, variant, context.plan, self.settings.centre_count)
+        return personal
+
+    def _fresh(self, context: ClientContext, tensors: Tensors) -> Tensors:
+        """Return the first state of a model with these values."""
         from motley.training import personal as state
 
         plan, settings = context.plan, self.settings
         variant = context.workload.variants()[plan.variant]
-        if personal is not None:
-            state.check_counts(personal, variant, plan, settings.centres)
-            return personal
-        tensors = state.initial_tensors(variant, plan.variant, context.task.run_seed)
-        counts = state.quantized_counts(variant, plan, settings.centres)
+        counts = state.quantized_counts(variant, plan, settings.centre_count)
         if not counts:
             return state.full_precision_state(tensors)
         fresh = state.quantized_state(tensors, counts, settings.rules())
-        if settings.penalty == "auto":
-            schedule = settings.schedule(plan.iterations)
-            distance = state.mean_distance(fresh)
-            first = schedule.practical_penalty(distance, settings.learning_rate, plan.iterations)
-        else:
-            first = settings.penalty
+        first = settings.first_penalty(state.mean_distance(fresh), plan.iterations)
         return {**fresh, **state.first_records(first)}

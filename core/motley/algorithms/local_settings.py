@@ -39,7 +39,11 @@ class LocalSettings(Settings):
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate at an iteration of the run."""
-        return self.learning_rate * self.lr_decay ** self.epoch(iteration)
+        return self.decayed(self.learning_rate, iteration)
+
+    def decayed(self, rate: float, iteration: int) -> float:
+        """Return any rate after the decay up to an iteration of the run."""
+        return rate * self.lr_decay ** self.epoch(iteration)
 
     def batches(self, context: ClientContext) -> Batches:
         """Return the client's batches by iteration."""

@@ -63,18 +63,10 @@ class QuPeD(Local):
         variant = context.workload.variants()[context.task.global_variant]
         shared = FlatModel.build(variant, broadcast.tensors, context.device)
         teacher = Teacher(shared, self.settings.distillation, self.settings.temperature)
-        state, metrics = self._steps(context, personal, teacher)
+        state, metrics = self._steps(context, self.state_of(context, personal), teacher)
         return Trained(
             update=shared.tensors(),
             personal=state,
             samples=len(context.data.train),
             metrics=metrics,
         )
-
-    def model_for(
-        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
-    ) -> tuple[str, Tensors]:
-        """Return the broadcast for "global", else the personal model, hard-quantized."""
-        if subject == "global":
-            return context.task.global_variant, broadcast.tensors
-        return super().model_for(context, subject, broadcast, personal)

@@ -8,11 +8,17 @@ from motley.algorithms.base import Algorithm
 from motley.errors import PlanError
 
 _CLASSES = {
+    "binaryrelax": "motley.algorithms.binaryrelax:BinaryRelax",
     "fedavg": "motley.algorithms.fedavg:FedAvg",
     "fedmpq": "motley.algorithms.fedmpq:FedMPQ",
     "fedpaq": "motley.algorithms.fedpaq:FedPAQ",
+    "fml": "motley.algorithms.fml:FML",
     "local": "motley.algorithms.local:Local",
+    "perfedavg": "motley.algorithms.perfedavg:PerFedAvg",
+    "pfedme": "motley.algorithms.pfedme:PFedMe",
+    "proxquant": "motley.algorithms.proxquant:ProxQuant",
     "quped": "motley.algorithms.quped:QuPeD",
+    "qupel": "motley.algorithms.qupel:QuPeL",
     "uveqfed": "motley.algorithms.uveqfed:UVeQFed",
 }
 

@@ -15,8 +15,13 @@ def initial_centres(weights: torch.Tensor, count: int, start: Start = "range") -
     `range` is what QuPeD's authors released: for two centres the means of the negative and of
     the other weights, for more an even spacing from the smallest to the largest weight. Outliers
     leave its outer cells nearly empty; `quantiles` gives every cell about as many members. One
-    centre is the median in both.
+    centre is the median in all. `unit` spaces them evenly from -1 to 1 (ProxQuant, and QuPeD's
+    Table 1), `magnitude` from -s to s with s the mean of |weights|.
     """
+    if start in ("unit", "magnitude") and count > 1:
+        places = torch.linspace(-1, 1, count, dtype=weights.dtype, device=weights.device)
+        ends = weights.abs().mean(1, keepdim=True)
+        return places * (torch.ones_like(ends) if start == "unit" else ends)
     if start == "quantiles" or count == 1:
         places = (torch.arange(count, dtype=weights.dtype, device=weights.device) + 0.5) / count
         return torch.stack([_quantiles(row, places) for row in weights])

@@ -116,9 +116,17 @@ class Codebooks:
             self._residual = shrink(self._residual, threshold)
             torch.add(out, self._residual, out=weights)
 
-    def clamp(self, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Keep settled weights in [-1, 1], in place, and quantize them again into `out`."""
-        weights.clamp_(-1, 1)
+    def clamp(self, weights: torch.Tensor, out: torch.Tensor, *, fixed: bool = False) -> None:
+        """Keep settled weights in [-1, 1], in place, and quantize them again into `out`.
+
+        Between the outer centres instead, where centres are fixed.
+        """
+        if fixed:
+            for layer in self.layers:
+                own, centres = weights[:, layer.weights], self.centres[:, layer.centres]
+                own.copy_(torch.clamp(own, centres[:, :1], centres[:, -1:]))
+        else:
+            weights.clamp_(-1, 1)
         self.quantize(weights, out)
         self._residual = weights - out
 

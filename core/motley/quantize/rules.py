@@ -7,7 +7,8 @@ from typing import Literal
 
 Mode = Literal["hard", "soft"]
 CentreStep = Literal["linear", "exact"]
-Start = Literal["range", "quantiles"]
+Start = Literal["range", "quantiles", "unit", "magnitude"]
+Ties = Literal["both", "weights", "centres"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class CentreRules:
     """Where centres start; see `centres.initial_centres`."""
     clamp: bool = False
     """Whether quantized weights are kept in [-1, 1], as in the recipe of QuPeD's Table 1."""
+    fixed: bool = False
+    """Whether centres stay where they start (ProxQuant)."""
 
 
 @dataclass(frozen=True, kw_only=True)

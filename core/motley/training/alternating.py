@@ -19,6 +19,7 @@ from motley.quantize.codebooks import Codebooks
 from motley.quantize.rules import CentreRules, Rates
 from motley.training.distillation import Objective, Teacher
 from motley.training.flat import FlatModel
+from motley.training.proximity import Anchor
 from motley.workload import Workload
 
 
@@ -30,6 +31,8 @@ class AlternatingModel:
     ) -> None:
         """Take a model whose quantized tensors are the head of its buffer; no codebooks: none."""
         self.model, self.codebooks, self.rules = model, codebooks, rules
+        self.anchor: Anchor | None = None
+        """A shared model that an l2 penalty ties this one to, set by QuPeL."""
         self.quantized = model
         """The quantized model; the model itself in full precision and in fine-tuning."""
         if codebooks is not None and not codebooks.frozen:
@@ -64,7 +67,10 @@ class AlternatingModel:
             loss = self._finetune(self.codebooks, inputs, objective, rates)
         else:
             loss = self._step_weights(self.codebooks, inputs, objective, rates)
-            self._step_centres(self.codebooks, inputs, objective, rates)
+            if self.rules.fixed:
+                self.quantized.adopt_buffers(self.model)
+            else:
+                self._step_centres(self.codebooks, inputs, objective, rates)
         return loss
 
     @torch.no_grad()
@@ -77,11 +83,34 @@ class AlternatingModel:
         frozen = self.codebooks.frozen
         return [outputs, outputs if frozen else self.quantized.module(inputs)]
 
+    def tied(self, anchor: Anchor) -> list[torch.Tensor]:
+        """Return the values that the anchor follows, each [1, d]: x, Q(x), or both."""
+        if self.codebooks is None or anchor.ties == "weights":
+            return [self.model.values]
+        quantized = self._quantized_values(self.model.values.shape[1])
+        return [quantized] if anchor.ties == "centres" else [self.model.values, quantized]
+
     def _gradient(
         self, model: FlatModel, inputs: torch.Tensor, objective: Objective
     ) -> tuple[torch.Tensor, torch.Tensor]:
         loss = objective(model.module(inputs))
-        return loss.detach(), model.gradient(loss)
+        gradient = model.gradient(loss)
+        if self.anchor is not None:
+            self._pull(self.anchor, model, gradient)
+        return loss.detach(), gradient
+
+    def _pull(self, anchor: Anchor, model: FlatModel, gradient: torch.Tensor) -> None:
+        """Add the penalty's gradient in x, or in Q(x) where that is another model."""
+        if model is self.model:
+            if self.quantized is model or anchor.ties != "centres":
+                anchor.pull(gradient, model.values)
+        elif anchor.ties != "weights":
+            anchor.pull(gradient, self._quantized_values(gradient.shape[1]))
+
+    def _quantized_values(self, width: int) -> torch.Tensor:
+        """Return the first `width` values of the quantized model, [1, width]."""
+        head = self.quantized.values
+        return torch.cat((head, self.model.values[:, head.shape[1] : width]), 1)
 
     def _step_weights(
         self, codebooks: Codebooks, inputs: torch.Tensor, objective: Objective, rates: Rates
@@ -97,7 +126,7 @@ class AlternatingModel:
         threshold = rates.weights * rates.penalty / 2
         codebooks.settle(self.weights, self.quantized.values, threshold)
         if self.rules.clamp:
-            codebooks.clamp(self.weights, self.quantized.values)
+            codebooks.clamp(self.weights, self.quantized.values, fixed=self.rules.fixed)
         return loss
 
     def _step_centres(
@@ -154,7 +183,10 @@ def iterate(
         The objective before the step, a scalar that may be NaN or infinite.
     """
     if teacher is None:
-        return personal.step(inputs, Objective(workload, targets), rates)
+        loss = personal.step(inputs, Objective(workload, targets), rates)
+        if personal.anchor is not None:
+            personal.anchor.follow(personal.tied(personal.anchor), rates.shared)
+        return loss
     outputs, signal = teacher.look(inputs)
     loss = personal.step(inputs, Objective(workload, targets, signal, teacher.share), rates)
     teacher.learn(outputs, signal, personal.students(inputs), rates.shared)

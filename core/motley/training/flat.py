@@ -46,6 +46,7 @@ class FlatModel:
         self.values = torch.cat([p.detach().reshape(-1) for p in self.parameters]).unsqueeze(0)
         """[1, d]."""
         self._gradient = torch.empty_like(self.values)
+        self._velocity: torch.Tensor | None = None
         _bind(self.parameters, self.values)
 
     @classmethod
@@ -97,10 +98,19 @@ class FlatModel:
         torch.cat(flat, out=self._gradient[0])
         return self._gradient
 
-    def descend(self, gradient: torch.Tensor, rate: float, weight_decay: float = 0.0) -> None:
-        """Take a gradient step; `gradient` is used up. The arithmetic is torch.optim.SGD's."""
+    def descend(
+        self, gradient: torch.Tensor, rate: float, weight_decay: float = 0.0, momentum: float = 0.0
+    ) -> None:
+        """Take a gradient step; `gradient` is used up. The arithmetic is torch.optim.SGD's.
+
+        Momentum starts at rest with this object.
+        """
         if weight_decay:
             gradient.add_(self.values, alpha=weight_decay)
+        if momentum:
+            if self._velocity is None:
+                self._velocity = torch.zeros_like(self.values)
+            gradient = self._velocity.mul_(momentum).add_(gradient)
         self.values.add_(gradient, alpha=-rate)
 
     def tensors(self) -> Tensors:

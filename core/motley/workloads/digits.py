@@ -23,7 +23,7 @@ from motley.workloads.shares import Share, held_out_share, own_share, pooled_sha
 from motley.workloads.variants import image_variants
 
 SIDE, CLASSES, BRIGHTEST = 8, 10, 16
-OPTIONS = ("clients", "client", "split", "classes", "alpha", "train", "seed")
+OPTIONS = ("clients", "client", "split", "classes", "alpha", "train", "validate", "seed")
 TRAIN = 0.7
 
 

@@ -35,7 +35,18 @@ from motley.workloads.variants import image_variants
 
 CLASSES = 10
 LETTERS = 26
-OPTIONS = ("clients", "client", "split", "classes", "alpha", "pool", "train", "test", "seed")
+OPTIONS = (
+    "clients",
+    "client",
+    "split",
+    "classes",
+    "alpha",
+    "pool",
+    "train",
+    "test",
+    "validate",
+    "seed",
+)
 
 
 class PublishedImages(Workload):

@@ -9,6 +9,7 @@
 | `writers` | `writers`: writers of each client, 3 unless given; needs `qmnist`, a folder |
 | `pool` | the published parts are joined first; this fraction of a client's samples trains |
 | `train`, `test` | samples kept of the client's: a number, a fraction, or a range `203-336` |
+| `validate` | this fraction of the client's training samples takes the place of its test samples |
 | `seed` | of the partition and of every draw; 0 unless given, and the same on all devices |
 """
 
@@ -89,6 +90,7 @@ class Selection:
     pool: float | None = None
     train: Amount | None = None
     test: Amount | None = None
+    validate: float | None = None
     seed: int = 0
 
     @classmethod
@@ -119,6 +121,7 @@ class Selection:
             pool=_value(options.get("pool"), "pool", _fraction),
             train=_value(options.get("train"), "train", _amount),
             test=_value(options.get("test"), "test", _amount),
+            validate=_value(options.get("validate"), "validate", _fraction),
             seed=_value(options.get("seed"), "seed", _index) or 0,
         )
 

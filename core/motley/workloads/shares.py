@@ -56,7 +56,7 @@ def pooled_shares(labels: Labels, selection: Selection, train: Amount) -> list[S
         seed = derive(selection.seed, "split", client)
         chosen, rest = partition.split(part, labels, count, seed)
         shares.append(Share(chosen, rest, test_of="train"))
-    return shares
+    return _validated(shares, labels, selection)
 
 
 def published_shares(train: Labels, test: Labels, selection: Selection) -> list[Share]:
@@ -74,18 +74,20 @@ def published_shares(train: Labels, test: Labels, selection: Selection) -> list[
         DataError: the set is too small for that.
     """
     if selection.pool is not None:
-        return _joined_shares(np.concatenate([train, test]), selection, selection.pool)
+        joined = np.concatenate([train, test])
+        return _validated(_joined_shares(joined, selection, selection.pool), joined, selection)
     parts = _parts(train, selection, 1)
     tests = [np.arange(len(test))]
     if selection.clients is not None:
         tests = partition.like(parts, train, test, selection.seed)
-    return [
+    shares = [
         Share(
             _limited(part, train, selection.train, selection, client, "train"),
             _limited(others, test, selection.test, selection, client, "test"),
         )
         for client, (part, others) in enumerate(zip(parts, tests, strict=True))
     ]
+    return _validated(shares, train, selection)
 
 
 def writer_shares(
@@ -118,7 +120,7 @@ def writer_shares(
                 test_of="train",
             )
         )
-    return shares
+    return _validated(shares, labels, selection)
 
 
 def own_share(shares: Sequence[Share], selection: Selection) -> Share:
@@ -180,6 +182,21 @@ def _parts(labels: Labels, selection: Selection, minimum: int) -> list[Indices]:
         return dirichlet_capped(labels, clients, alpha or 0.0, seed, minimum)
     classes = selection.classes or len(np.unique(labels))
     return partition.by_class(labels, clients, classes, seed)
+
+
+def _validated(shares: list[Share], labels: Labels, selection: Selection) -> list[Share]:
+    """Return the shares with a part of the training samples in the place of the test samples.
+
+    So settings can be chosen without a look at the test set.
+    """
+    if selection.validate is None:
+        return shares
+    cut = []
+    for client, share in enumerate(shares):
+        seed = derive(selection.seed, "validate", client)
+        train, test = partition.split(share.train, labels, 1 - selection.validate, seed)
+        cut.append(Share(train, test, share.train_of, share.train_of))
+    return cut
 
 
 def _limited(

@@ -1,0 +1,81 @@
+"""What methods share whose clients keep a model of their own between rounds."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Finished, Tensors
+from motley.algorithms.local_settings import LocalSettings
+from motley.errors import PlanError
+from motley.wire import encode_codebook, encode_dense
+
+
+class PersonalModel(Algorithm):
+    """Base of the methods whose personal state is that of `motley.training.personal`."""
+
+    keeps_personal_state: ClassVar[bool] = True
+    settings: LocalSettings
+
+    @property
+    def local_steps(self) -> int:
+        """Iterations of one round."""
+        return self.settings.local_steps
+
+    @abstractmethod
+    def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
+        """Return the state handed in, or the one that a client starts from.
+
+        Raises:
+            PlanError: the plan does not fit the model or the state.
+        """
+
+    def model_for(
+        self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
+    ) -> tuple[str, Tensors]:
+        """Return the broadcast for "global", else the personal model, hard-quantized.
+
+        Raises:
+            PlanError: the method has no global model.
+        """
+        from motley.training.personal import deployed_tensors
+
+        if subject != "global":
+            return context.plan.variant, deployed_tensors(self.state_of(context, personal))
+        if not self.has_global_model:
+            raise PlanError(
+                f"{self.name} has no global model to evaluate; set subject to 'personal'"
+            )
+        return context.task.global_variant, broadcast.tensors
+
+    def finish(
+        self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
+    ) -> Finished:
+        """Return the personal model: quantized tensors as indices and centres, the rest dense."""
+        from motley.quantize.centres import unused
+        from motley.training.personal import codes_and_centres, deployed_tensors
+
+        state = self.state_of(context, personal)
+        model = {name: encode_dense(values) for name, values in deployed_tensors(state).items()}
+        idle = 0
+        for name, (codes, centres) in codes_and_centres(state).items():
+            model[name] = encode_codebook(codes, centres.astype(np.float32))
+            idle += unused(codes, centres.size)
+        metrics: dict[str, float] = {}
+        if "centre_updates" in state:
+            moved, updates = state["centre_updates"]
+            metrics = {
+                "unused_centres": float(idle),
+                "centre_updates_moved": float(moved) / max(1, int(updates)),
+            }
+        return Finished(variant=context.plan.variant, model=model, metrics=metrics)
+
+
+def initial_model(context: ClientContext) -> Tensors:
+    """Return x⁰: the plan's variant as the run's seed draws it, the same for every client."""
+    from motley.training.personal import initial_tensors
+
+    name = context.plan.variant
+    return initial_tensors(context.workload.variants()[name], name, context.task.run_seed)
