@@ -66,6 +66,36 @@ def test_the_lasso_keeps_the_weight_that_the_objective_gives_it(bits: int) -> No
     assert torch.allclose(in_weights, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_step_on_planes_by_finite_differences_is_gradient_and_pull(bits: int) -> None:
+    """Loss and lasso together, in numpy: no formula of the product's, no autograd."""
+    top, reach, weight = 2**bits - 1, 0.7, 0.4
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(1, top + 1, 12) * rng.choice([-1, 1], 12)
+    places = 2.0 ** np.arange(bits)
+    planes = (np.abs(codes)[None] >> np.arange(bits)[:, None] & 1).astype(np.float64)
+    target = rng.normal(size=12)
+
+    def weights(b: np.ndarray) -> np.ndarray:
+        return reach / top * np.sign(codes) * (places @ b)
+
+    def objective(b: np.ndarray) -> float:
+        norms = np.sqrt(1e-8 + np.square(b).sum(1))
+        return float(np.square(weights(b) - target).sum() / 2 + weight * norms.sum())
+
+    slope, width = np.empty_like(planes), 1e-6
+    for place in np.ndindex(*planes.shape):
+        moved = np.zeros_like(planes)
+        moved[place] = width
+        slope[place] = (objective(planes + moved) - objective(planes - moved)) / (2 * width)
+    # A weight's own step of size 1 moves it by its gradient; planes are slower by this factor.
+    speed = 3 * top / (reach**2 * (2**bits + 1))
+    found = weights(planes) - weights(planes - speed * slope)
+    pull = lasso_pull(magnitude_counts(torch.from_numpy(codes), bits), bits, reach / top, weight)
+    expected = weights(planes) - target + np.sign(codes) * pull.numpy()[np.abs(codes)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def prune_plane_by_plane(codes: torch.Tensor, bits: int, threshold: float) -> tuple[list[int], int]:
     """Return pruned magnitudes and width: each plane looked at after the last was clipped."""
     magnitudes = [abs(int(q)) for q in codes]
