@@ -17,7 +17,7 @@ Value = str | int | float | bool
 class Schedule:
     """How long a cell trains."""
 
-    rounds: int = 12
+    rounds: int = 10
     local_steps: int = 15
     batch_size: int = 32
 
@@ -96,7 +96,7 @@ def run_file(method: Method, *, rate: float, seed: int, schedule: Schedule, fold
         "[settings]",
         *(f"{name} = {_toml(value)}" for name, value in settings.items()),
         "[evaluate]",
-        f"every = {schedule.rounds // 3}",
+        f"every = {schedule.rounds // 2}",
         "fraction = 0.1",
         f'held_out = "{folder}"',
         *_tiers(method),

@@ -2,8 +2,8 @@
 
     python benchmarks/fedmpq_step.py
 
-Both steps are integer steps of a ResNet-20 on the same batch, in turns on one thread: the reference
-holds every layer at 4 bits, without lasso; FedMPQ has the widths that its allocation gives for an
+Both steps are integer steps of the same network on the same batch, in turns on one thread: the
+reference holds every layer at 4 bits, without lasso; FedMPQ has the widths of an allocation for an
 average of 4 bits, and the group lasso. The time is the processor's. Pruning and packing, once a
 task, are spread over the task's steps. Bytes are those of written payloads, frames included.
 """
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from fedmpq_workload import SmallNet
 from report import Ratio, report
 from torch.nn import functional
 
@@ -35,17 +36,19 @@ from motley.wire.stubs import common_pb2, federation_pb2
 from motley.workload import Variant
 from motley.workloads.variants import RESNET_SHORTCUTS
 
-VARIANT = Variant(partial(resnet, 20, channels=3, classes=10), full_precision=RESNET_SHORTCUTS)
+RESNET = Variant(partial(resnet, 20, channels=3, classes=10), full_precision=RESNET_SHORTCUTS)
+SMALL = Variant(SmallNet)
+CASES = {"ResNet-20, 32x32": (RESNET, (3, 32, 32)), "small net, 28x28": (SMALL, (1, 28, 28))}
 SETTINGS = FedMPQSettings()
 RATE = 0.05
 AVERAGE = 4
 KB = 1000
 
 
-def integer_model(widths: Mapping[str, int]) -> IntegerModel:
-    """Return a ResNet-20 with each layer at its width."""
-    module = VARIANT.build()
-    tensors = fresh_tensors(VARIANT, derive(0, "bench"))
+def integer_model(variant: Variant, widths: Mapping[str, int]) -> IntegerModel:
+    """Return a network with each layer at its width."""
+    module = variant.build()
+    tensors = fresh_tensors(variant, derive(0, "bench"))
     load_tensors(module, tensors)
     layers: dict[str, IntegerLayer] = {}
     for unit, bits in widths.items():
@@ -67,11 +70,12 @@ def integer_model(widths: Mapping[str, int]) -> IntegerModel:
 class Step:
     """A local step of one model on one batch."""
 
-    def __init__(self, widths: Mapping[str, int], lasso: float, batch: int) -> None:
-        self.model = integer_model(widths)
+    def __init__(self, case: str, widths: Mapping[str, int], lasso: float, batch: int) -> None:
+        variant, shape = CASES[case]
+        self.model = integer_model(variant, widths)
         self._lasso = lasso_weights(self.model, lasso)
         generator = torch.Generator().manual_seed(1)
-        self._inputs = torch.rand(batch, 3, 32, 32, generator=generator)
+        self._inputs = torch.rand(batch, *shape, generator=generator)
         self._targets = torch.randint(10, (batch,), generator=generator)
 
     def __call__(self) -> None:
@@ -100,12 +104,13 @@ def seconds(run: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
-def overhead(sizes: Mapping[str, int], batch: int, repeats: int, local_steps: int) -> Ratio:
+def overhead(case: str, batch: int, repeats: int, local_steps: int) -> Ratio:
     """Time both steps in turns; the first fifth only warms."""
+    sizes = layer_sizes(variant_table(CASES[case][0], ends=True))
     start = dict.fromkeys(sizes, AVERAGE)
-    fixed = Step(start, 0.0, batch)
+    fixed = Step(case, start, 0.0, batch)
     widths = allocate(dict.fromkeys(sizes, 6), dict.fromkeys(sizes, 1), sizes, AVERAGE)
-    mixed = Step(widths, SETTINGS.lasso, batch)
+    mixed = Step(case, widths, SETTINGS.lasso, batch)
     steps = {"fixed": fixed, "mixed": mixed}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + repeats // 5):
@@ -118,7 +123,7 @@ def overhead(sizes: Mapping[str, int], batch: int, repeats: int, local_steps: in
         for name, step in steps.items()
     }
     return Ratio(
-        f"local step, average {average_bits(widths, sizes):.2f} bits",
+        f"step of {case}, {average_bits(widths, sizes):.2f} bits",
         each["mixed"] / each["fixed"],
         1.10,
         detail=f"{each['mixed'] * 1e3:.1f} ms over {each['fixed'] * 1e3:.1f} ms",
@@ -129,7 +134,7 @@ def movement(sizes: Mapping[str, int], batch: int, steps: int) -> list[Ratio]:
     """Return the share of integers that moved in a task, by width."""
     ratios = []
     for bits in (1, 2, 4, 8):
-        step = Step(dict.fromkeys(sizes, bits), 0.0, batch)
+        step = Step("ResNet-20, 32x32", dict.fromkeys(sizes, bits), 0.0, batch)
         for _ in range(steps):
             step()
         target = 0.01 if bits == 2 else None
@@ -140,7 +145,7 @@ def movement(sizes: Mapping[str, int], batch: int, steps: int) -> list[Ratio]:
 
 def payload_bytes(units: UnitTable, widths: Mapping[str, int], tail: str, folder: Path) -> int:
     """Return the bytes of an update as frames carry them."""
-    tensors = fresh_tensors(VARIANT, 0)
+    tensors = fresh_tensors(RESNET, 0)
     encoded = []
     for row in units:
         values = tensors[row.name]
@@ -199,17 +204,17 @@ def main() -> None:
     parser.add_argument("--local-steps", type=int, default=50, help="steps a task")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    units = variant_table(VARIANT, ends=True)
+    units = variant_table(RESNET, ends=True)
     sizes = layer_sizes(units)
-    ratios = [overhead(sizes, options.batch, options.repeats, options.local_steps)]
+    ratios = [overhead(case, options.batch, options.repeats, options.local_steps) for case in CASES]
     ratios += movement(sizes, options.batch, 20)
     with tempfile.TemporaryDirectory() as folder:
         ratios += sizes_by_width(units, sizes, Path(folder))
     report(
         "fedmpq_step",
-        f"ResNet-20, batch {options.batch}, one thread: processor time of a FedMPQ step over that "
+        f"batch {options.batch}, one thread: processor time of a FedMPQ step over that "
         f"of a step with {AVERAGE} bits in every layer, medians in turns, task ends spread over "
-        f"{options.local_steps} steps; bytes of payloads in frames",
+        f"{options.local_steps} steps; bytes of payloads of a ResNet-20 in frames",
         ratios,
     )
 

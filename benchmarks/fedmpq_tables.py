@@ -31,7 +31,7 @@ from fedserver.simulate.simulation import simulate
 from motley.runfile import parse
 
 CELLS = Path(__file__).parent / "out" / "fedmpq"
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.1, 0.3)
 TUNED_ON, TUNING = "alpha 0.5", Schedule(rounds=6)
 Cell = Mapping[str, Any]
 

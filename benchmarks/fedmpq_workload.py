@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from motley.data import idx
-from motley.data.partition import Indices, Labels
+from motley.data.draws import Indices, Labels
 from motley.models.rectifier import Rectifier
 from motley.workload import Variant
 from motley.workloads.images import Mnist
@@ -42,8 +42,9 @@ class SmallNet(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(filters) for filters in FILTERS)
         self.relus = nn.ModuleList(Rectifier() for _ in FILTERS)
         self.fc = nn.Linear(FILTERS[-1], 10)
-        for convolution in self.convolutions:
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Return logits [B, 10] of images [B, 1, 28, 28]."""
@@ -77,7 +78,9 @@ class FashionSmall(Mnist):
     def images(self, folder: Path, part: Part, indices: Indices) -> npt.NDArray[np.float32]:
         """Return images of a published part, scaled to 0 to 1."""
         pixels = _read(folder, f"{_stem(part)}-images-idx3-ubyte")
-        return pixels[indices, None].astype(np.float32) / np.float32(255)
+        images = pixels[indices, None].astype(np.float32)
+        images /= np.float32(255)
+        return images
 
 
 class FashionTuning(FashionSmall):
