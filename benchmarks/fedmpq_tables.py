@@ -136,7 +136,7 @@ def main() -> None:
         total = tuned * len(RATES) + len(METHODS) * len(PARTITIONS) * options.seeds
         runs = Runs(str(options.data), total)
         rates = tuned_rates(runs)
-        for seed, partition, method in product(range(options.seeds), PARTITIONS, METHODS):
+        for seed, partition, method in product(range(options.seeds), reversed(PARTITIONS), METHODS):
             runs(method, partition, seed, rates[method], False)
     write_results([json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))])
 
