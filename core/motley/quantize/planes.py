@@ -8,6 +8,8 @@ the 2^b values that a magnitude can have, not over the weights.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 TINY = 1e-8
@@ -19,16 +21,8 @@ def magnitude_counts(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.bincount(codes.reshape(-1).abs().to(torch.int64), minlength=1 << bits)
 
 
-def plane_counts(counts: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the number of ones in each plane, least significant first, float64 [bits].
-
-    `counts` is the histogram of magnitudes, [2^bits].
-    """
-    return _bit_table(bits, counts.device).double() @ counts.double()
-
-
-def lasso_pull(counts: torch.Tensor, bits: int, step: float, weight: float) -> torch.Tensor:
-    """Return the gradient of `weight` · Σ_j ||B_j|| in a weight of each magnitude, [2^bits].
+def lasso_gradient(codes: torch.Tensor, bits: int, step: float, weight: float) -> torch.Tensor:
+    """Return the gradient of `weight` · Σ_j ||B_j|| in each weight, float32 in the codes' shape.
 
     Planes move in a space of their own: a gradient step of size η on every B_j moves a weight by
     η · Σ_j 2^j B_j / ||B_j|| units of `step`. To keep the objective's weight against a loss that
@@ -40,12 +34,14 @@ def lasso_pull(counts: torch.Tensor, bits: int, step: float, weight: float) -> t
 
     towards zero: it enters the gradient with the sign of the weight, and with it the momentum.
     """
-    table = _bit_table(bits, counts.device)
-    norms = (plane_counts(counts, bits) + TINY).sqrt().float()
-    places = torch.pow(2.0, torch.arange(bits, device=counts.device))
-    scale = step * (2**bits - 1)
+    top = (1 << bits) - 1
+    ones, signed = _signed_tables(bits, codes.device)
+    places = codes.reshape(-1).to(torch.int64) + top
+    counts = torch.bincount(places, minlength=2 * top + 1).double()
+    scale = step * top
     factor = weight * 3.0 / (scale * (2**bits + 1)) if scale > 0 else 0.0
-    return (places / norms) @ table * factor
+    pull = (ones @ counts).add_(TINY).rsqrt_().mul_(factor) @ signed
+    return pull.float().index_select(0, places).view(codes.shape)
 
 
 def pruned_bits(counts: torch.Tensor, bits: int, threshold: float) -> int:
@@ -78,8 +74,11 @@ def clip_to_bits(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return codes.clamp(-top, top)
 
 
-def _bit_table(bits: int, device: torch.device) -> torch.Tensor:
-    """Return bit j of magnitude m as float32, [bits, 2^bits]."""
-    magnitudes = torch.arange(1 << bits, device=device)
-    places = torch.arange(bits, device=device).unsqueeze(1)
-    return ((magnitudes >> places) & 1).to(torch.float32)
+@lru_cache(maxsize=32)
+def _signed_tables(bits: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return bit j of |q|, and ±2^j where it is set, by q = -M to M: float64 [bits, 2 M + 1]."""
+    top = (1 << bits) - 1
+    codes, places = torch.arange(-top, top + 1), torch.arange(bits).unsqueeze(1)
+    ones = (codes.abs() >> places) & 1
+    heights = codes.sign() * (ones << places)
+    return ones.to(device, torch.float64), heights.to(device, torch.float64)

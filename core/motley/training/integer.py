@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from motley.errors import PlanError
-from motley.quantize.planes import clip_to_bits, lasso_pull, magnitude_counts, pruned_bits
+from motley.quantize.planes import clip_to_bits, lasso_gradient, magnitude_counts, pruned_bits
 from motley.wire import EncodedTensor, encode_planes
 
 WIDEST_INT8 = 7
@@ -94,9 +94,7 @@ class IntegerLayer:
             return  # a layer of zeros has no unit to move by
         towards = float((gradient * self.codes).sum()) if self.rules.range_rate else 0.0
         if self.lasso:
-            counts = magnitude_counts(self.codes, self.bits)
-            pull = lasso_pull(counts, self.bits, self.step, self.lasso)
-            gradient += pull[self.codes.abs().to(torch.int64)] * self.codes.sign()
+            gradient += lasso_gradient(self.codes, self.bits, self.step, self.lasso)
         if self._velocity is None:
             self._velocity = torch.zeros_like(gradient)
             self.moved = torch.zeros_like(self.codes, dtype=torch.bool)
