@@ -67,7 +67,7 @@ def _check_names(found: set[str], ticket: Ticket) -> None:
 def _check_tensor(row: TensorInfo, tensor: EncodedTensor, ticket: Ticket) -> None:
     if not _as_planned(row, tensor.encoding, ticket.plan):
         raise UpdateError(
-            f"the update of {ticket.client} has {row.name} in {tensor.encoding}; "
+            f"the update of {ticket.client} has {row.name} in {_found(tensor.encoding)}; "
             f"the plan asks for {_planned(row, ticket.plan)}"
         )
     _check_dither(row, tensor, ticket)
@@ -107,6 +107,17 @@ def _as_planned(row: TensorInfo, found: Encoding, plan: Plan) -> bool:
     if plan.lattice_dimensions:
         return found == DitheredLattice(plan.up_bits, plan.lattice_dimensions)
     return isinstance(found, UniformOffset) and found.bits == plan.up_bits
+
+
+def _found(encoding: Encoding) -> str:
+    if isinstance(encoding, UniformPlanes):
+        absent = sorted(set(range(encoding.bits)) - set(encoding.weights))
+        holes = ", ".join(str(1 << bit) for bit in absent)
+        text = f"a sign plane and {encoding.bits} magnitude planes"
+        return f"{text} but for weight {holes}" if holes else text
+    if isinstance(encoding, UniformOffset):
+        return f"uniform codes at {encoding.bits} bits"
+    return f"{encoding.kind} values" if isinstance(encoding, Dense) else str(encoding)
 
 
 def _planned(row: TensorInfo, plan: Plan) -> str:

@@ -242,6 +242,17 @@ def test_powers_of_two_and_frozen_signs() -> None:
     assert kept.codes.tolist() == [0, 4, 0]
 
 
+def test_pruning_a_layer_is_a_clip_with_the_scale_corrected() -> None:
+    values = [1.0, -0.9] + [0.4, -0.3, 0.2, -0.1, 0.0] * 20
+    made = layer(values, 5)  # a range of 1 in 31 steps; two of 102 weights have the top plane
+    before, reach = made.encode().decode(), made.step * made.top
+    assert made.prune(0.03) == 1
+    after = made.encode().decode()
+    assert made.step * made.top == pytest.approx(reach * 15 / 31, rel=1e-6)
+    assert np.array_equal(after[2:], before[2:])
+    assert after[:2].tolist() == pytest.approx([15 / 31, -15 / 31], rel=1e-6)
+
+
 def test_the_lasso_shares_the_momentum_of_the_loss() -> None:
     made = layer([7.0, 4.0, 1.0], 3, momentum=0.5, range_rate=0.0, rounding="nearest")
     made.rate, made.lasso = 1e-9, 2.0

@@ -45,7 +45,7 @@ class Rig:
             capabilities=common_pb2.Capabilities(
                 protocol=int(fields.pop("protocol", 1)),
                 wire=1,
-                algorithms={"fedavg": 1},
+                algorithms={"fedavg": 1, "fedmpq": 1},
                 workloads=fields.pop("workloads", {"digits": Digits.version}),
                 encodings=["dense", "uniform", "codebook"],
             ),

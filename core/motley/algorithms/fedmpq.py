@@ -49,6 +49,7 @@ from motley.algorithms.base import (
 )
 from motley.algorithms.local_settings import LocalSettings
 from motley.errors import PlanError
+from motley.models.units import UnitTable
 from motley.plan import FULL_PRECISION, Plan
 from motley.seeding import derive
 from motley.wire import EncodedTensor, encode_dense
@@ -279,9 +280,16 @@ def client_budget(settings: FedMPQSettings, member: Member, moment: Moment) -> f
         return float(min(member.bits, 8))
     if settings.budget == "auto":
         weights = sum(member.units.quantized_sizes.values())
-        tail = sum(row.nbytes for row in member.units if not row.quantized)
+        tail = tail_bytes(member.units, settings.tail)
         return affordable_budget(weights, tail, member.link, moment.deadline)
     return settings.budget
+
+
+def tail_bytes(units: UnitTable, tail: Literal["fp32", "fp16"]) -> int:
+    """Return the bytes that travel besides the planes."""
+    rest = [row for row in units if not row.quantized]
+    halves = sum(row.size for row in rest if tail == "fp16" and row.dtype == "float32")
+    return sum(row.nbytes for row in rest) - 2 * halves
 
 
 def read_report(numbers: Mapping[str, float], sizes: Mapping[str, int]) -> Report:
