@@ -6,7 +6,8 @@ import pytest
 from motley.errors import DataError
 from motley.workload import DataSpec
 from motley.workloads.images import Cifar10, Mnist
-from motley.workloads.selection import SPLITS, Range, Selection, amount_of
+from motley.workloads.options import Range, amount_of
+from motley.workloads.selection import SPLITS, Selection
 from motley.workloads.shares import (
     held_out_share,
     own_share,

@@ -15,15 +15,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import floor
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 from motley.errors import DataError
 from motley.workload import DataSpec
+from motley.workloads.options import (
+    Amount,
+    amount,
+    check_known,
+    count,
+    fraction,
+    index,
+    positive,
+    value,
+)
 
-T = TypeVar("T")
 Split = Literal[
     "shards", "cyclic", "iid", "dirichlet", "dirichlet-equal", "dirichlet-capped", "writers"
 ]
@@ -39,41 +47,6 @@ NEEDS: dict[str, str] = {"cyclic": "classes"} | dict.fromkeys(TAKES["alpha"], "a
 
 WRITERS, PER_CLIENT = 198, 3
 """QuPeD's FEMNIST has 198 writers, three to a client: `split=writers` makes 66 clients of them."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number of samples that is drawn anew for each client, both ends included."""
-
-    low: int
-    high: int
-
-
-Amount = int | float | Range
-"""A number of samples, a fraction when it is a float (then below 1), or a range of numbers."""
-
-
-def amount_of(amount: Amount, available: int, draw: float) -> int:
-    """Return the number of samples that an amount means for a client that has `available`.
-
-    Args:
-        amount: what was asked for.
-        available: samples that the client has.
-        draw: the client's place in a range, 0 to below 1; a range is cut at what is there.
-
-    Raises:
-        DataError: a range starts above what is there.
-    """
-    if isinstance(amount, float):
-        return max(1, round(amount * available))
-    if isinstance(amount, int):
-        return amount
-    if available < amount.low:
-        raise DataError(
-            f"a client has {available} samples, and {amount.low}-{amount.high} of them are asked "
-            f"for; start the range at {available} or below"
-        )
-    return min(available, amount.low + floor(draw * (amount.high - amount.low + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +69,28 @@ class Selection:
     @classmethod
     def parse(cls, spec: DataSpec, known: Sequence[str]) -> Selection:
         """Read a spec's options; raise DataError at one not in `known` or with a bad value."""
-        unknown = [name for name in spec.options if name not in known]
-        if unknown:
-            raise DataError(
-                f"data option {unknown[0]!r} is not known for this workload; "
-                f"there are {', '.join(known)}"
-            )
+        check_known(spec, known)
         options = spec.options
         split = _split(options.get("split"), known)
-        writers = _value(options.get("writers"), "writers", _count)
+        writers = value(options.get("writers"), "writers", count)
         if writers is None and split == "writers":
             writers = PER_CLIENT
-        clients = _value(options.get("clients"), "clients", _count)
+        clients = value(options.get("clients"), "clients", count)
         if clients is None and writers is not None:
             clients = max(1, WRITERS // writers)
         return cls(
             clients=clients,
-            client=_value(options.get("client"), "client", _index),
+            client=value(options.get("client"), "client", index),
             split=split,
-            classes=_value(options.get("classes"), "classes", _count),
-            alpha=_value(options.get("alpha"), "alpha", _positive),
+            classes=value(options.get("classes"), "classes", count),
+            alpha=value(options.get("alpha"), "alpha", positive),
             writers=writers,
             qmnist=options.get("qmnist"),
-            pool=_value(options.get("pool"), "pool", _fraction),
-            train=_value(options.get("train"), "train", _amount),
-            test=_value(options.get("test"), "test", _amount),
-            validate=_value(options.get("validate"), "validate", _fraction),
-            seed=_value(options.get("seed"), "seed", _index) or 0,
+            pool=value(options.get("pool"), "pool", fraction),
+            train=value(options.get("train"), "train", amount),
+            test=value(options.get("test"), "test", amount),
+            validate=value(options.get("validate"), "validate", fraction),
+            seed=value(options.get("seed"), "seed", index) or 0,
         )
 
     def of_all(self) -> Selection:
@@ -179,56 +147,3 @@ def _split(text: str | None, known: Sequence[str]) -> Split | None:
         if text == name:
             return name
     raise DataError(f"data option split={text}; expected one of {', '.join(usable)}")
-
-
-def _value(text: str | None, name: str, read: Callable[[str], T]) -> T | None:
-    try:
-        return None if text is None else read(text)
-    except ValueError as error:
-        raise DataError(f"data option {name}={text}; expected {error}") from None
-
-
-def _index(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError("a whole number, 0 or more")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError("a whole number, 1 or more")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    """Return a number; 0 where the text is none, which no caller takes."""
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise ValueError("a number above 0")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < 1:
-        raise ValueError("a fraction above 0 and below 1")
-    return value
-
-
-def _amount(text: str) -> Amount:
-    low, dash, high = text.partition("-")
-    ends = [int(end) for end in (low, high) if end.isascii() and end.isdigit()]
-    if dash and len(ends) == 2 and 1 <= ends[0] <= ends[1]:
-        return Range(*ends)
-    if not dash and ends and ends[0] > 0:
-        return ends[0]
-    if not 0 < _number(text) < 1:
-        raise ValueError("a number of samples, a fraction above 0 and below 1, or a range as 20-30")
-    return _number(text)

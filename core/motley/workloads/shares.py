@@ -14,7 +14,8 @@ from motley.data.dirichlet import dirichlet, dirichlet_capped, dirichlet_equal
 from motley.data.draws import Indices, Labels
 from motley.errors import DataError
 from motley.seeding import derive, numpy_generator
-from motley.workloads.selection import Amount, Range, Selection, amount_of
+from motley.workloads.options import Amount, Range, amount_of
+from motley.workloads.selection import Selection
 
 Part = Literal["train", "test"]
 Source = Literal["train", "test", "joined"]
