@@ -93,6 +93,30 @@ def test_mnist_writers(mnist: Path) -> None:
         load(Mnist(), f"{mnist}?writers=2&clients=5&client=0&qmnist={mnist}")
 
 
+def test_a_process_that_loads_many_clients_reads_the_files_twice(
+    mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no more; a device, which loads one, keeps nothing."""
+    read: list[str] = []
+
+    def counted(path: Path) -> np.ndarray:
+        if "images" in path.name:
+            read.append(path.name)
+        return read_idx(path)
+
+    read_idx = idx.read_idx
+    monkeypatch.setattr(idx, "read_idx", counted)
+    workload = Mnist()
+    loaded = [load(workload, f"{mnist}?clients=5&client={client}&classes=4") for client in range(5)]
+    assert len(read) == 4
+    for client, data in enumerate(loaded):
+        alone = load(Mnist(), f"{mnist}?clients=5&client={client}&classes=4")
+        npt.assert_array_equal(data.train.inputs, alone.train.inputs)
+        npt.assert_array_equal(data.test.targets, alone.test.targets)
+    other = load(workload, f"{mnist}?clients=5&client=0&classes=4&seed=1")
+    assert not np.array_equal(other.train.inputs, loaded[0].train.inputs)
+
+
 def test_mnist_files_that_do_not_belong_together(mnist: Path) -> None:
     write_idx(mnist / "train-labels-idx1-ubyte.gz", np.zeros(TRAIN - 1, np.uint8), 0x08)
     with pytest.raises(DataError, match=r"expected uint8 \[399, 28, 28\], an image for each label"):

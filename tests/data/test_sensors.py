@@ -16,6 +16,7 @@ from motley.errors import DataError, WorkloadError
 from motley.models.sensor import SensorCNN
 from motley.models.units import variant_table
 from motley.training.evaluation import evaluate
+from motley.training.integer import IntegerLayer, IntegerRules, replace_weight
 from motley.workload import DataSpec, LocalData, Split
 from motley.workloads.sensors import SisFall, cut_by_code
 
@@ -205,6 +206,26 @@ def test_clients_can_be_batched() -> None:
     )(stacked, x)
     apart = torch.stack([client(window) for client, window in zip(clients, x, strict=True)])
     torch.testing.assert_close(together, apart.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_integers_can_stand_in_for_the_convolutions() -> None:
+    module = SisFall().variants()["small"].build()
+    x = torch.randn(3, 128, 6)
+    for name in ("conv1.weight", "conv2.weight"):
+        weight = module.get_parameter(name)
+        codes = (weight.detach() * 100).round()
+        weight.data = codes * 0.01
+        expected = module(x).detach()
+        layer = IntegerLayer(
+            codes.to(torch.int16).numpy(), 0.01, 8, IntegerRules(), torch.Generator()
+        )
+        replace_weight(module, name, layer)
+        torch.testing.assert_close(module(x).detach(), expected)
+        layer.rate = 0.1
+        before = layer.codes.clone()
+        module(x).square().sum().backward()
+        assert (layer.codes != before).any()
+        layer.codes = before
 
 
 class Answers(torch.nn.Module):

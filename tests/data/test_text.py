@@ -331,7 +331,7 @@ def test_published_plays() -> None:
         assert whole > 4000
         assert data.train.targets.max() < tokens.SYMBOLS - 1
     choice = RoleChoice(clients=71)
-    train, test = choice.speeches(folder)
+    train, test = choice.speeches(roles)
     assert plays.characters(train) + plays.characters(test) == sum(
         sorted((plays.characters(said) for said in roles.values()), reverse=True)[:71]
     )

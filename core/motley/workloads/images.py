@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from motley.data import cifar, idx
 from motley.data.draws import Indices, Labels
+from motley.data.rereading import Rereading
 from motley.errors import DataError, WorkloadError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.selection import Selection
@@ -42,6 +44,9 @@ class PublishedImages(Workload):
 
     options: ClassVar[tuple[str, ...]] = OPTIONS
 
+    def __init__(self) -> None:
+        self._reading = Rereading()
+
     @abstractmethod
     def labels(self, folder: Path, part: Part) -> Labels:
         """Read the labels [N] of one published part; raise DataError when that fails."""
@@ -63,7 +68,7 @@ class PublishedImages(Workload):
             DataError: a file is missing or damaged, or an option is not one of `options`.
         """
         folder, selection = Path(spec.location), Selection.parse(spec, self.options)
-        share = own_share(self.shares(folder, selection), selection)
+        share = own_share(self._shares(folder, selection), selection)
         return LocalData(
             train=self._take(folder, share.train_of, share.train),
             test=self._take(folder, share.test_of, share.test),
@@ -76,8 +81,12 @@ class PublishedImages(Workload):
             DataError: as `load`.
         """
         folder, selection = Path(spec.location), Selection.parse(spec, self.options)
-        share = held_out_share(self.shares(folder, selection), selection)
+        share = held_out_share(self._shares(folder, selection), selection)
         return self._take(folder, share.test_of, share.test)
+
+    def _shares(self, folder: Path, selection: Selection) -> list[Share]:
+        key = (folder, replace(selection, client=None))
+        return self._reading(key, lambda: self.shares(folder, selection))
 
     def _take(self, folder: Path, source: Source, indices: Indices) -> Split:
         if source != "joined":
@@ -115,7 +124,8 @@ class Mnist(PublishedImages):
     def images(self, folder: Path, part: Part, indices: Indices) -> npt.NDArray[np.float32]:
         """Read images of e.g. `train-images-idx3-ubyte.gz`, scaled to 0 to 1."""
         path = idx.find_idx(folder, f"{_stem(part)}-images-idx3-ubyte")
-        return _grey_images(path, len(self.labels(folder, part)), self.side, indices)
+        pixels = self._reading(path, lambda: idx.read_idx(path))
+        return _grey_images(path, pixels, len(self.labels(folder, part)), self.side, indices)
 
     def shares(self, folder: Path, selection: Selection) -> list[Share]:
         """Return every client's share, by writers when the selection asks for them."""
@@ -149,6 +159,7 @@ class EmnistLetters(PublishedImages):
         """
         if not 2 <= letters <= LETTERS:
             raise WorkloadError(f"letters is {letters}; expected 2 to {LETTERS}")
+        super().__init__()
         self._letters = letters
 
     def variants(self) -> Mapping[str, Variant]:
@@ -166,7 +177,8 @@ class EmnistLetters(PublishedImages):
         rows = np.flatnonzero(labels <= self._letters)[indices]
         path = idx.find_idx(folder, f"emnist-letters-{part}-images-idx3-ubyte")
         # Published column by column: turned, so that rows of pixels are rows of the letter.
-        images = _grey_images(path, len(labels), self.side, rows)
+        pixels = self._reading(path, lambda: idx.read_idx(path))
+        images = _grey_images(path, pixels, len(labels), self.side, rows)
         return np.ascontiguousarray(images.swapaxes(2, 3))
 
     def _published_labels(self, folder: Path, part: Part) -> Labels:
@@ -222,9 +234,10 @@ def _grey_labels(path: Path, low: int, high: int) -> Labels:
     return labels.astype(np.int64)
 
 
-def _grey_images(path: Path, count: int, side: int, rows: Indices) -> npt.NDArray[np.float32]:
+def _grey_images(
+    path: Path, pixels: npt.NDArray[np.generic], count: int, side: int, rows: Indices
+) -> npt.NDArray[np.float32]:
     """Return the images [n, 1, side, side] at `rows` of an IDX file of `count`, in 0 to 1."""
-    pixels = idx.read_idx(path)
     expected = (count, side, side)
     if pixels.dtype != np.uint8 or pixels.shape != expected:
         raise DataError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from motley.data import labelled, plays, tokens
 from motley.data.draws import Indices
+from motley.data.rereading import Rereading
 from motley.errors import DataError, WorkloadError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.options import Range, amount, check_known, count, index, value
@@ -72,6 +73,7 @@ class NextCharacter(Workload):
                 f"context, and at least one bucket"
             )
         self._context, self._ngrams, self._buckets = context, ngrams, buckets
+        self._reading = Rereading()
 
     def variants(self) -> Mapping[str, Variant]:
         """Return the embedding bags."""
@@ -90,7 +92,7 @@ class NextCharacter(Workload):
                 f"data option client is missing; expected 0 to {choice.clients - 1}, as "
                 f"{choice.clients} roles are clients"
             )
-        train, test = choice.speeches(Path(spec.location))
+        train, test = choice.speeches(self._roles(spec))
         return LocalData(train=self._split(train), test=self._split(test))
 
     def held_out(self, spec: DataSpec) -> Split:
@@ -99,7 +101,11 @@ class NextCharacter(Workload):
         Raises:
             DataError: as `load`.
         """
-        return self._split(RoleChoice.parse(spec).speeches(Path(spec.location))[1])
+        return self._split(RoleChoice.parse(spec).speeches(self._roles(spec))[1])
+
+    def _roles(self, spec: DataSpec) -> dict[str, list[str]]:
+        location = Path(spec.location)
+        return self._reading(location, lambda: plays.read_roles(location))
 
     def _split(self, speeches: Sequence[str]) -> Split:
         before, symbols = tokens.windows(speeches, self._context)
@@ -130,6 +136,7 @@ class LabelledText(Workload):
                 f"1 and 1"
             )
         self._vocabulary, self._length, self._ngrams = vocabulary, length, ngrams
+        self._reading = Rereading()
 
     def variants(self) -> Mapping[str, Variant]:
         """Return the embedding bags."""
@@ -165,7 +172,10 @@ class LabelledText(Workload):
         if (label is None) != (text is None):
             raise DataError("data options label and text (columns) are only given together")
         columns = None if label is None or text is None else (label, text.split(","))
-        return labelled.read_labelled(Path(spec.location), self._labels, columns)
+        path = Path(spec.location)
+        return self._reading(
+            (path, label, text), lambda: labelled.read_labelled(path, self._labels, columns)
+        )
 
     def _take(self, texts: Sequence[str], targets: Indices, indices: Indices) -> Split:
         mine = [texts[at] for at in indices]
@@ -209,13 +219,12 @@ class RoleChoice:
         if self.clients is not None and self.client is not None and self.client >= self.clients:
             raise DataError(f"data option client={self.client}; expected 0 to {self.clients - 1}")
 
-    def speeches(self, location: Path) -> tuple[list[str], list[str]]:
+    def speeches(self, roles: Mapping[str, list[str]]) -> tuple[list[str], list[str]]:
         """Return what trains and what tests, of the roles that are chosen.
 
         Raises:
-            DataError: the file is missing, or has not these roles.
+            DataError: these roles are not there.
         """
-        roles = plays.read_roles(location)
         train: list[str] = []
         test: list[str] = []
         for name in self._names(roles):
