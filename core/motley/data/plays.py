@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from motley.data.shared import shared
 from motley.errors import DataError
 
 FILE = "input.txt"
 
 
+@shared
 def read_roles(location: Path) -> dict[str, list[str]]:
     """Return each role's speeches in order, roles in order of their number of characters.
 

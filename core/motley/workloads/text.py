@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from motley.data import labelled, plays, tokens
 from motley.data.draws import Indices
+from motley.data.shared import shared
 from motley.errors import DataError, WorkloadError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.options import Range, amount, check_known, count, index, value
@@ -164,8 +165,14 @@ class LabelledText(Workload):
         label, text = spec.options.get("label"), spec.options.get("text")
         if (label is None) != (text is None):
             raise DataError("data options label and text (columns) are only given together")
+        return self._published(Path(spec.location), label, text)
+
+    @shared
+    def _published(
+        self, path: Path, label: str | None, text: str | None
+    ) -> tuple[list[str], Indices]:
         columns = None if label is None or text is None else (label, text.split(","))
-        return labelled.read_labelled(Path(spec.location), self._labels, columns)
+        return labelled.read_labelled(path, self._labels, columns)
 
     def _take(self, texts: Sequence[str], targets: Indices, indices: Indices) -> Split:
         mine = [texts[at] for at in indices]
