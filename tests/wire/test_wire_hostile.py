@@ -169,7 +169,7 @@ def with_entry(**changes):
         (58, b"\x06", "cannot be in"),
         (59, b"\xff", "255 dimensions"),
         (60, b"\0", "encoding 0 is not known"),
-        (60, b"\5", "encoding 5 is not known"),
+        (60, b"\xc8", "encoding 200 is not known"),
         (61, b"\0", "bit-width 0"),
         (61, b"\x09", "bit-width 9"),
         (62, b"\1", "parameters"),

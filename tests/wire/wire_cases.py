@@ -14,11 +14,17 @@ import numpy as np
 import numpy.testing as npt
 
 from motley.wire import (
+    BitMask,
     EncodedTensor,
+    GapMask,
+    Mask,
+    PrefixMask,
+    SeededMask,
     TensorRow,
     TensorTable,
     encode_codebook,
     encode_dense,
+    encode_masked,
     encode_offset,
     encode_planes,
     quantize_lattice,
@@ -98,6 +104,63 @@ def lattice_tensors() -> Named:
     return [*named, ("zeros", zeros), ("0-d", quantize_lattice(floats(()), 4, 2, 1))]
 
 
+def masked_inner(kept: int) -> Named:
+    """Values of `kept` elements in every encoding that can stand under a mask."""
+    x, codes = floats((kept,)), ramp(kept, 16).astype(np.uint8)
+    return [
+        ("float32", encode_dense(x)),
+        ("float16", encode_dense(x, "float16")),
+        ("bfloat16", encode_dense(x, "bfloat16")),
+        ("offset", encode_offset(codes, -0.5, 0.1, 4)),
+        ("planes", encode_planes(codes.astype(np.int16) - 7, 0.25, 4, 0b1011)),
+        ("codebook", encode_codebook(codes % 5, floats((5,)))),
+    ]
+
+
+def masks(shape: tuple[int, ...]) -> dict[str, Mask]:
+    """Every kind of mask of a tensor of two dimensions and more than ten elements."""
+    n = int(np.prod(shape))
+    return {
+        "bitmap": BitMask.of(ramp(n, 1009) % 3 > 0),
+        "gaps": GapMask.of(ramp(n, 1009) % 11 == 0),
+        "prefix": PrefixMask.corner(shape, shape[0] - 1, max(1, shape[1] // 2)),
+        "seeded": SeededMask(n, n // 3, 12345),
+    }
+
+
+def masked_tensors() -> Named:
+    shape = (5, 9)
+    named = [
+        (f"{kind} {name}", encode_masked(values, mask, shape))
+        for kind, mask in masks(shape).items()
+        for name, values in masked_inner(mask.kept)
+    ]
+    none, all_of_it = BitMask.of(np.zeros(9, np.bool_)), GapMask.of(np.ones(9, np.bool_))
+    named.append(("none", encode_masked(encode_dense(floats((0,))), none, (9,))))
+    named.append(("all", encode_masked(encode_dense(floats((9,))), all_of_it, (3, 3))))
+    empty = PrefixMask(0, 0, 0, 0)
+    named.append(("empty", encode_masked(encode_dense(floats((0,))), empty, (0, 4))))
+    plain = PrefixMask.corner((4, 6), 1, 5)
+    return [*named, ("plain", encode_masked(encode_dense(floats((5,))), plain, (4, 6)))]
+
+
+TILED = TensorTable(
+    TensorRow(name, (300, 450), "float32")
+    for name in ("bitmap", "gaps", "prefix", "seeded", "sparse")
+)
+"""Of more than two tiles."""
+
+
+def tiled_tensors() -> Named:
+    shape = TILED["bitmap"].shape
+    sparse = GapMask.of(ramp(300 * 450, 1009) == 5)
+    named = []
+    for name, mask in {**masks(shape), "sparse": sparse}.items():
+        codes = ramp(mask.kept, 2).astype(np.uint8)
+        named.append((name, encode_masked(encode_offset(codes, -1.0, 2.0, 1), mask, shape)))
+    return named
+
+
 def lenet_tensors() -> Named:
     named = []
     for place, row in enumerate(LENET):
@@ -113,6 +176,8 @@ CASES: dict[str, tuple[Named, TensorTable | None]] = {
     "planes": (planes_tensors(), None),
     "codebook": (codebook_tensors(), None),
     "lattice": (lattice_tensors(), None),
+    "masked": (masked_tensors(), None),
+    "tiled": (tiled_tensors(), TILED),
     "lenet": (lenet_tensors()[:4], LENET),
 }
 

@@ -54,8 +54,82 @@ def decode_lattice(k: int, dimensions: int, segment: bytes, n: int) -> list[floa
     return values
 
 
+PHILOX_ROUND = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+PHILOX_KEY = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x64-10 of Salmon et al., SC 2011, section 4."""
+    for _ in range(10):
+        first, second = PHILOX_ROUND[0] * counter[0], PHILOX_ROUND[1] * counter[2]
+        counter = [
+            second >> 64 ^ counter[1] ^ key[0],
+            second & 2**64 - 1,
+            first >> 64 ^ counter[3] ^ key[1],
+            first & 2**64 - 1,
+        ]
+        key = [(k + bump) % 2**64 for k, bump in zip(key, PHILOX_KEY, strict=True)]
+    return counter
+
+
+def seeded_tile(seed: int, tile: int, size: int, share: int) -> set[int]:
+    words = [
+        word
+        for block in range(math.ceil(size / 4))
+        for word in philox([block + 1, tile, 0, 0], [seed, 0])
+    ]
+    ordered = sorted(range(size), key=lambda j: words[j] // 65536 * 65536 + j)
+    return set(ordered[:share])
+
+
+def read_mask(kind: int, data: bytes, n: int, kept: int) -> tuple[list[int], int]:
+    """Return the kept places and the bytes of the mask."""
+    tiles = [(start, min(start + 65536, n)) for start in range(0, n, 65536)]
+    if kind == 1:
+        bits = data[4 * len(tiles) :]
+        return [i for i in range(n) if bits[i // 8] >> i % 8 & 1], 4 * len(tiles) + (n + 7) // 8
+    if kind == 2:
+        counts = struct.unpack_from(f"<{len(tiles)}I", data)
+        at, places = 8 * len(tiles), []
+        for (start, _), count in zip(tiles, counts, strict=True):
+            place = start - 1
+            for _ in range(count):
+                gap = shift = 0
+                while True:
+                    gap |= (data[at] & 127) << shift
+                    shift, at = shift + 7, at + 1
+                    if data[at - 1] < 128:
+                        break
+                place += gap + 1
+                places.append(place)
+        return places, at
+    if kind == 3:
+        period, run = struct.unpack_from("<2Q", data)
+        return [i for i in range(n) if run and i % period < run and i // period < kept // run], 16
+    assert kind == 4
+    (seed,), chosen = struct.unpack_from("<Q", data), []
+    for number, (start, stop) in enumerate(tiles):
+        share = kept * stop // n - kept * start // n
+        chosen += sorted(start + j for j in seeded_tile(seed, number, stop - start, share))
+    return chosen, 8
+
+
+def decode_masked(kind: int, segment: bytes, n: int) -> list[float]:
+    (kept,) = struct.unpack_from("<Q", segment)
+    places, length = read_mask(kind, segment[12:], n, kept)
+    assert len(places) == kept
+    at = (12 + length + 7) // 8 * 8
+    values = decode_segment(segment[8], segment[9:12], segment[at:], kept)
+    found = [0.0] * n
+    for place, value in zip(places, values, strict=True):
+        found[place] = value
+    return found
+
+
 def decode_segment(encoding: int, parameters: bytes, segment: bytes, n: int) -> list[float]:
     bits = parameters[0]
+    if encoding == 5:
+        return decode_masked(bits, segment, n)
     if encoding == 1:
         if bits == 10:
             raw = struct.unpack(f"<{n}H", segment)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from motley.errors import EncodingError, PayloadError
+
+if TYPE_CHECKING:
+    from motley.wire.masks import Mask
+    from motley.wire.tensor import EncodedTensor
 
 Array = npt.NDArray[np.generic]
 Bytes = npt.NDArray[np.uint8]
@@ -49,6 +53,14 @@ class Encoding(ABC):
     def segment_size(self, n: int) -> int:
         """Return the length in bytes of a tensor's segment."""
 
+    def check_length(self, length: int, n: int) -> None:
+        """Raise PayloadError unless a segment of `length` bytes can hold `n` elements."""
+        expected = self.segment_size(n)
+        if length != expected:
+            raise PayloadError(
+                f"a segment of {length} bytes, where {n} elements in {self} has {expected}"
+            )
+
     @abstractmethod
     def check_segment(self, segment: Bytes, n: int) -> None:
         """Check all that does not need every element: scales, centres, unused bits.
@@ -61,7 +73,7 @@ class Encoding(ABC):
     def decode_slice(self, segment: Bytes, n: int, start: int, out: Array) -> None:
         """Write the elements [start, start + len(out)) into `out`, in the tensor's own dtype.
 
-        `start` is a multiple of `TILE`.
+        `start` is a multiple of 8; under a mask, of `TILE`.
 
         Raises:
             PayloadError: an element is against the wire format.
@@ -83,6 +95,26 @@ class Encoding(ABC):
     def centres(self, segment: Bytes) -> Floats:
         """Return the centres, float32 [m]; raise EncodingError when the encoding has none."""
         raise EncodingError(f"{self.name} tensors have no centres")
+
+    def mask(self, segment: Bytes, n: int) -> Mask | None:
+        """Return which elements are kept; None where all are.
+
+        Raises:
+            PayloadError: the mask does not travel, and this side was not told it.
+        """
+        return None
+
+    def kept(self, segment: Bytes, n: int) -> EncodedTensor | None:
+        """Return the values under the mask as a tensor [kept]; None where there is no mask."""
+        return None
+
+    def carries_mask(self) -> bool:
+        """Tell whether a mask travels in the segment."""
+        return False
+
+    def under(self, mask: Mask) -> Encoding:
+        """Return this encoding with a mask that does not travel; raise EncodingError otherwise."""
+        raise EncodingError(f"{self.name} tensors take no mask")
 
     def is_settled(self) -> bool:
         """Tell whether every element of a checked segment is valid and finite."""

@@ -24,6 +24,8 @@ VERSION = 1
 ALIGNMENT = 8
 MAX_MANIFEST_BYTES = 32 << 20
 MAX_BODY_BYTES = 2**40
+MOST_ELEMENTS_A_BYTE = 8
+"""In named mode."""
 
 _HEADER = struct.Struct("<6sBBIIQ32s")
 _TABLE_ENTRY = struct.Struct("<I4BQ")
@@ -162,6 +164,8 @@ def _named_entries(entries: list[Entry]) -> list[bytes]:
         if row.name in seen:
             raise EncodingError(f"tensor {row.name!r} occurs twice")
         seen.add(row.name)
+        if _is_inflated(entry):
+            raise EncodingError(f"tensor {row.name!r}: {_inflated(entry)}; write it as a bitmap")
         name = check_name(row.name)
         fixed = _NAMED_ENTRY.pack(
             len(name),
@@ -222,17 +226,33 @@ def _read_named_entry(manifest: memoryview, at: int) -> tuple[Entry, int]:
         row = TensorRow(name, shape, DTYPES[dtype - 1])
     except (UnicodeDecodeError, EncodingError) as error:
         raise PayloadError(f"a manifest entry is not valid: {error}") from None
-    return _entry(row, number, (p0, p1, p2), length), end
+    entry = _entry(row, number, (p0, p1, p2), length)
+    if _is_inflated(entry):
+        raise PayloadError(f"tensor {name!r}: {_inflated(entry)}")
+    return entry, end
+
+
+def _is_inflated(entry: Entry) -> bool:
+    """Tell whether a tensor's size is more than its bytes account for.
+
+    A table says how large tensors are; without one, few bytes must not claim much memory.
+    """
+    return entry.row.size > MOST_ELEMENTS_A_BYTE * entry.length
+
+
+def _inflated(entry: Entry) -> str:
+    return (
+        f"{entry.row.size} elements in {entry.length} bytes; without a tensor table a byte stands "
+        f"for at most {MOST_ELEMENTS_A_BYTE}"
+    )
 
 
 def _entry(row: TensorRow, number: int, parameters: Parameters, length: int) -> Entry:
     encoding = read_encoding(number, parameters)
     if not encoding.accepts(row.dtype):
         raise PayloadError(f"tensor {row.name!r} is {row.dtype}; it cannot be in {encoding}")
-    expected = encoding.segment_size(math.prod(row.shape))
-    if length != expected:
-        raise PayloadError(
-            f"tensor {row.name!r} has a segment of {length} bytes; "
-            f"{row.shape} in {encoding} has {expected}"
-        )
+    try:
+        encoding.check_length(length, math.prod(row.shape))
+    except PayloadError as error:
+        raise PayloadError(f"tensor {row.name!r} has {error}") from None
     return Entry(row, encoding, length)

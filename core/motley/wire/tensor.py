@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from motley.errors import PayloadError
 from motley.wire.encoding import Array, Bytes, Encoding, Floats
 from motley.wire.packing import TILE
+
+if TYPE_CHECKING:
+    from motley.wire.masks import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +35,7 @@ class EncodedTensor:
     """The packed bytes, uint8 [encoding.segment_size(size)]; read-only."""
 
     def __post_init__(self) -> None:
-        expected = self.encoding.segment_size(self.size)
-        if self.segment.shape != (expected,):
-            raise PayloadError(f"a segment of {self.segment.size} bytes; expected {expected}")
+        self.encoding.check_length(self.segment.size, self.size)
         if not self.encoding.accepts(self.dtype):
             raise PayloadError(f"a {self.dtype} tensor cannot be in {self.encoding}")
         self.encoding.check_segment(self.segment, self.size)
@@ -103,12 +105,48 @@ class EncodedTensor:
         """(low, step) of a uniform tensor, low = 0 in the planes layout; else EncodingError."""
         return self.encoding.scale(self.segment)
 
+    @property
+    def mask(self) -> Mask | None:
+        """Which elements are kept; None where all are.
+
+        Raises:
+            PayloadError: the mask does not travel and was not given with `under`.
+        """
+        return self.encoding.mask(self.segment, self.size)
+
+    @property
+    def kept(self) -> EncodedTensor | None:
+        """The values under the mask, a tensor [kept]; None where there is no mask."""
+        return self.encoding.kept(self.segment, self.size)
+
+    def under(self, mask: Mask) -> EncodedTensor:
+        """Return the tensor with the mask that did not travel.
+
+        Raises:
+            EncodingError: it has a mask, or needs none.
+            PayloadError: the mask is of another size, or keeps another number of elements.
+        """
+        return EncodedTensor(self.encoding.under(mask), self.shape, self.dtype, self.segment)
+
+    def _check_mask(self) -> None:
+        mask = self.mask
+        if mask is not None:
+            for start in range(0, self.size, TILE):
+                mask.tile(start, min(start + TILE, self.size))
+
     def check_finite(self) -> None:
         """Walk the tensor tile by tile; raise PayloadError at an element that is not finite.
 
-        Indices and bool bytes are checked by the way.
+        Masks, indices and bool bytes are checked by the way; where the mask does not travel,
+        the values alone.
         """
         if self.encoding.is_settled():
+            return
+        kept = self.kept
+        if kept is not None:
+            if self.encoding.carries_mask():
+                self._check_mask()
+            kept.check_finite()
             return
         buffer = np.empty(min(TILE, self.size), self.dtype)
         for start in range(0, self.size, TILE):

@@ -7,6 +7,7 @@ from motley.wire.encoding import Encoding, Parameters
 from motley.wire.encodings.codebook import Codebook
 from motley.wire.encodings.dense import Dense
 from motley.wire.encodings.lattice import DitheredLattice
+from motley.wire.encodings.masked import Masked
 from motley.wire.encodings.offset import UniformOffset
 from motley.wire.encodings.planes import UniformPlanes
 
@@ -16,6 +17,7 @@ __all__ = [
     "Codebook",
     "Dense",
     "DitheredLattice",
+    "Masked",
     "UniformOffset",
     "UniformPlanes",
     "read_encoding",
@@ -23,9 +25,9 @@ __all__ = [
 
 ENCODINGS: dict[int, type[Encoding]] = {
     encoding.number: encoding
-    for encoding in (Dense, UniformOffset, UniformPlanes, Codebook, DitheredLattice)
+    for encoding in (Dense, UniformOffset, UniformPlanes, Codebook, Masked, DitheredLattice)
 }
-"""By number in the manifest. 5 is reserved for `masked`."""
+"""By number in the manifest."""
 
 ENCODING_NAMES = tuple(dict.fromkeys(encoding.name for encoding in ENCODINGS.values()))
 """The words that peers exchange at check-in."""
