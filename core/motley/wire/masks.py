@@ -70,7 +70,8 @@ class Mask(ABC):
         taken = np.empty(self.kept, flat.dtype)
         for start, stop in tiles(self.size):
             first = self.before(start)
-            part = flat[start:stop][self.tile(start, stop)]
+            # By place: choosing by truth values is ten times slower where about half are kept.
+            part = flat[start:stop].take(np.flatnonzero(self.tile(start, stop)))
             taken[first : first + part.size] = part
         return taken
 
@@ -293,7 +294,7 @@ class SeededMask(Mask):
         # The place in the low bits: no two elements of a tile are equal.
         drawn &= ~_LOW_BITS
         drawn |= np.arange(stop - start, dtype=np.uint64)
-        chosen: Bools = drawn <= np.partition(drawn, share - 1)[share - 1]
+        chosen: Bools = drawn <= _smallest(drawn, share)
         return chosen
 
     def data(self) -> Bytes:
@@ -329,6 +330,19 @@ def smallest_mask(bits: Bools) -> Mask:
         return BitMask.of(flat)
     bitmap, gaps = BitMask.of(flat), GapMask.of(flat)
     return gaps if gaps.data().size < bitmap.data().size else bitmap
+
+
+def _smallest(drawn: npt.NDArray[np.uint64], count: int) -> np.uint64:
+    """Return the `count`-th smallest of a tile's numbers (no two of them equal).
+
+    By a histogram of their top bits: a partition of the whole takes three times as long.
+    """
+    top = (drawn >> np.uint64(52)).astype(np.intp)
+    until = np.cumsum(np.bincount(top, minlength=1 << 12))
+    place = int(np.searchsorted(until, count))
+    before = int(until[place - 1]) if place else 0
+    found: np.uint64 = np.sort(drawn[top == place])[count - before - 1]
+    return found
 
 
 def tiles(size: int) -> list[tuple[int, int]]:

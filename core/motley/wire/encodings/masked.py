@@ -87,9 +87,8 @@ class Masked(Encoding):
         values = self.kept(segment, n)
         buffer = np.empty(min(TILE, out.size) + 7, np.float32)
         for first, stop in tiles(out.size):
-            places = mask.tile(start + first, start + stop)
-            at = mask.before(start + first)
-            count = int(np.count_nonzero(places))
+            places = np.flatnonzero(mask.tile(start + first, start + stop))
+            at, count = mask.before(start + first), places.size
             # Packed codes can be read from every eighth on.
             skip = at % 8
             part = buffer[: skip + count]
