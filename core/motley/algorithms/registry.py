@@ -10,6 +10,7 @@ from motley.errors import PlanError
 _CLASSES = {
     "fedavg": "motley.algorithms.fedavg:FedAvg",
     "fedmpq": "motley.algorithms.fedmpq:FedMPQ",
+    "fedp3": "motley.algorithms.fedp3:FedP3",
     "fedpaq": "motley.algorithms.fedpaq:FedPAQ",
     "local": "motley.algorithms.local:Local",
     "quped": "motley.algorithms.quped:QuPeD",
