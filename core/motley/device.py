@@ -15,3 +15,13 @@ class Link:
     """Bytes per second."""
     storage: int = 0
     """Free bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a device measured of its memory and processor; 0 where it is not known."""
+
+    memory: int = 0
+    """Bytes that it may use."""
+    gflops: float = 0.0
+    """10^9 float32 operations per second of a matrix product."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 from motley.errors import PlanError
 from motley.plan import FULL_PRECISION, Plan
+from motley.sparsity import Sparsity
 from motley.task import TaskKind, TaskSpec
 from motley.wire.stubs import common_pb2 as pb
 from motley.workload import Scalar
@@ -55,6 +57,7 @@ def plan_to_proto(plan: Plan) -> pb.Plan:
         iterations=plan.iterations,
         layout=plan.layout,
         tail_bits=plan.tail_bits,
+        sparsity=None if plan.sparsity is None else pb.Sparsity(**asdict(plan.sparsity)),
     )
 
 
@@ -71,6 +74,18 @@ def plan_from_proto(message: pb.Plan) -> Plan:
         iterations=message.iterations,
         layout=cast(Any, message.layout),
         tail_bits=message.tail_bits or FULL_PRECISION,
+        sparsity=_sparsity(message.sparsity) if message.HasField("sparsity") else None,
+    )
+
+
+def _sparsity(message: pb.Sparsity) -> Sparsity:
+    return Sparsity(
+        final=message.final,
+        final_stays=message.final_stays,
+        down_keep=message.down_keep,
+        down_rule=message.down_rule,
+        up_keep=message.up_keep,
+        up_rule=message.up_rule,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from motley.errors import PlanError
+from motley.sparsity import Sparsity
 from motley.workload import Scalar
 
 FULL_PRECISION = 32
@@ -52,6 +53,9 @@ class Plan:
     tail_bits: int = FULL_PRECISION
     """With "planes": 32 or 16, the width of the float32 tensors that are not in planes."""
 
+    sparsity: Sparsity | None = None
+    """What of the model does not travel; None: all of what `upload` names does."""
+
     def __post_init__(self) -> None:
         check_bits(self.up_bits, "the upload")
         check_bits(self.down_bits, "the broadcast")
@@ -81,6 +85,15 @@ class Plan:
         """Values that make one lattice point of the upload; 0: it goes up on no lattice."""
         return {"scalar": 1, "hexagonal": 2}.get(self.layout, 0)
 
+    def withholds(self, unit: str) -> bool:
+        """Tell whether a unit is not part of the broadcast: the client keeps one of its own."""
+        sparsity = self.sparsity
+        return sparsity is not None and sparsity.final_stays and unit == sparsity.final
+
+    def sends_delta_of(self, unit: str) -> bool:
+        """Tell whether a unit goes up as differences: what never came down goes up as values."""
+        return self.sends_delta and not self.withholds(unit)
+
     def planes_of(self, unit: str, *, quantized: bool) -> int:
         """Return the width at which a tensor of a unit travels in planes; 0: it does not."""
         if self.layout != "planes" or not quantized:
@@ -95,4 +108,5 @@ class Plan:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Plan:
         """Read what `to_json` wrote."""
-        return cls(**{**document, "upload": tuple(document["upload"])})
+        sparsity = Sparsity.from_json(document.get("sparsity"))
+        return cls(**{**document, "upload": tuple(document["upload"]), "sparsity": sparsity})

@@ -152,7 +152,7 @@ class Evaluate(_Section):
 
     every: int = Field(default=0, ge=0)
     """After every so many rounds, and after the last; 0: never."""
-    subject: Literal["", "global", "personal"] = ""
+    subject: Literal["", "global", "personal", "both"] = ""
     """Which model; "": the personal one where the method keeps one, else the global one."""
     fraction: float = Field(default=1.0, gt=0, le=1)
     deadline_seconds: float = Field(default=600.0, gt=0)
@@ -278,9 +278,9 @@ def _method_faults(runfile: RunFile, *, settings_are_valid: bool) -> list[str]:
     faults = []
     name, subject = runfile.run.algorithm, runfile.evaluate.subject
     algorithm = registry.find(name)
-    if subject == "global" and not algorithm.has_global_model:
+    if subject in ("global", "both") and not algorithm.has_global_model:
         faults.append(f'evaluate.subject: {name} has no global model; expected "personal"')
-    if subject == "personal" and not algorithm.has_personal_models():
+    if subject in ("personal", "both") and not algorithm.has_personal_models():
         faults.append(f'evaluate.subject: {name} has no personal models; expected "global"')
     faults += _aggregate_faults(runfile)
     for tier in runfile.tiers:

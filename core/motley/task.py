@@ -48,7 +48,7 @@ class TaskSpec:
     seconds_left: float = 0.0
     """Until the round's deadline; 0 when it has none."""
     subject: str = ""
-    """Of an evaluation: "global" or "personal"."""
+    """Of an evaluation: "global", "personal" or "both"."""
     global_variant: str = ""
     """Variant of the global model; "" when the algorithm has none."""
     threads: int = 1

@@ -11,11 +11,19 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from fedserver.aggregation.reducers import Reducer
+from fedserver.aggregation.reducers import Reducer, reduce_present
 from fedserver.errors import AggregationError
 from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo, UnitTable
-from motley.wire import TILE, EncodedTensor, PayloadInfo, PayloadReader, encode_dense, write_payload
+from motley.wire import (
+    TILE,
+    EncodedTensor,
+    Mask,
+    PayloadInfo,
+    PayloadReader,
+    encode_dense,
+    write_payload,
+)
 
 Tile = npt.NDArray[np.floating]
 
@@ -30,6 +38,10 @@ class Contribution:
     is_delta: bool
     coefficient: Coefficient
     """The client's weight: one number, or one for each unit."""
+    masks: Callable[[TensorInfo], Mask | None] | None = None
+    """Which values of a tensor a sparse update holds; None: all of each."""
+    values_of: frozenset[str] = frozenset()
+    """Units whose values travel also in an update of differences."""
 
     def weight(self, unit: str) -> float:
         """Return the weight for a unit."""
@@ -50,7 +62,8 @@ def fold(
     """Write the new global state to `out` and return its digest and size.
 
     Each tile of `TILE` elements is decoded from every client that sent its tensor, in order of
-    name, and reduced; a tensor that nobody sent stays. Memory is one tensor of the new state
+    name, and reduced; of sparse updates each coordinate over those that sent it. A tensor or
+    coordinate that nobody sent stays. Memory is one tensor of the new state
     and one tile times the clients (twice that for rules that sort), whatever the model's size.
 
     Raises:
@@ -63,6 +76,33 @@ def fold(
         readers = [stack.enter_context(PayloadReader(c.path, table.tensor_table)) for c in ordered]
         folding = _Folding(ordered, base, readers, reducer, finish_tile)
         return write_payload(out, folding.tensors(table), table.tensor_table)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One client's part of one tensor."""
+
+    tensor: EncodedTensor
+    is_delta: bool
+    mask: Mask | None
+
+    @classmethod
+    def of(cls, row: TensorInfo, tensor: EncodedTensor, contribution: Contribution) -> _View:
+        # Only float32 tensors travel as differences (motley/execution).
+        is_delta = contribution.is_delta and row.dtype == "float32"
+        is_delta = is_delta and row.unit not in contribution.values_of
+        mask = contribution.masks(row) if contribution.masks else None
+        return cls(tensor if mask is None else tensor.under(mask), is_delta, mask)
+
+    def read(self, base: Tile, start: int, out: Tile) -> None:
+        """Write the client's values of a tile; those that it did not send have no meaning."""
+        self.tensor.decode_slice(start, start + out.size, out)
+        if self.is_delta:
+            out += base
+
+    def sent(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Return which values of a tile it sent."""
+        return np.ones(stop - start, np.bool_) if self.mask is None else self.mask.tile(start, stop)
 
 
 @dataclass(frozen=True)
@@ -96,17 +136,19 @@ class _Folding:
         flat = cast(Tile, old.reshape(-1))
         new = np.empty_like(flat)
         values = np.empty((len(senders), min(TILE, flat.size)), dtype)
-        # Only float32 tensors travel as differences (motley/execution).
-        views = [(r[row.name], c.is_delta and dtype == np.float32) for r, c, _ in senders]
+        views = [_View.of(row, reader[row.name], c) for reader, c, _ in senders]
+        is_sparse = any(view.mask is not None for view in views)
         for start in range(0, flat.size, TILE):
             stop = min(start + TILE, flat.size)
             tile = values[:, : stop - start]
-            for line, (view, is_delta) in zip(tile, views, strict=True):
-                view.decode_slice(start, stop, line)
-                if is_delta:
-                    line += flat[start:stop]
+            for line, view in zip(tile, views, strict=True):
+                view.read(flat[start:stop], start, line)
             with np.errstate(over="ignore", invalid="ignore"):
-                reduced = self.reduce(tile, weights)
+                if is_sparse:
+                    sent = np.stack([view.sent(start, stop) for view in views])
+                    reduced = reduce_present(self.reduce, tile, weights, sent, flat[start:stop])
+                else:
+                    reduced = self.reduce(tile, weights)
             new[start:stop] = self.finish_tile(flat[start:stop], reduced)
             if not np.isfinite(new[start:stop]).all():
                 raise AggregationError(

@@ -1,8 +1,8 @@
 """How one tile of all clients' values becomes one tile.
 
 A reducer gets the values [K, T] of the K clients that sent them, in order of name, and their
-weights [K], and returns [T]. Sums run over clients in that order, one after another: the result
-does not depend on threads or on how a library orders its additions.
+weights [K] or [K, T], and returns [T]. Sums run over clients in that order, one after another:
+the result does not depend on threads or on how a library orders its additions.
 """
 
 from __future__ import annotations
@@ -26,12 +26,41 @@ def weighted_mean(values: Tile, weights: npt.NDArray[np.float64]) -> Tile:
     w are the weights over the largest of them: equal weights are exactly 1, the sum of K values
     then divided by K, and sample counts cannot push a sum out of range.
     """
-    relative = (weights / weights.max()).astype(values.dtype)
+    relative: Tile = (weights / weights.max(axis=0)).astype(values.dtype)
     total: Tile = values[0] * relative[0]
     for row, weight in zip(values[1:], relative[1:], strict=True):
         total += row * weight
-    total /= relative.sum(dtype=values.dtype)
+    total /= relative.sum(axis=0, dtype=values.dtype)
     return total
+
+
+def reduce_present(
+    reducer: Reducer,
+    values: Tile,
+    weights: npt.NDArray[np.float64],
+    present: npt.NDArray[np.bool_],
+    old: Tile,
+) -> Tile:
+    """Apply a rule to each coordinate over the clients that sent it; where nobody did, keep `old`.
+
+    Args:
+        reducer: the rule.
+        values: [K, T], of no meaning where `present` is false.
+        weights: [K].
+        present: [K, T], which client sent which coordinate.
+        old: [T].
+    """
+    result: Tile = old.copy()
+    senders = np.count_nonzero(present, axis=0)
+    for count in np.unique(senders):
+        if not count:
+            continue
+        columns = np.flatnonzero(senders == count)
+        # Those who sent a coordinate first, in order of name as before.
+        order = np.argsort(~present[:, columns], axis=0, kind="stable")[:count]
+        part = np.take_along_axis(values[:, columns], order, axis=0)
+        result[columns] = reducer(part, weights[order])
+    return result
 
 
 def trimmed_mean(values: Tile, weights: npt.NDArray[np.float64], *, trim: float) -> Tile:

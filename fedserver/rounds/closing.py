@@ -8,6 +8,7 @@ from sqlalchemy import Connection, func, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
+from fedserver.rounds.coverage import warn_of_uncovered
 from fedserver.rounds.jobs import CountedUpdate, FoldJob
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.plan import Plan
@@ -115,12 +116,13 @@ def fold_job(tx: Connection, context: RunContext, current: Any) -> FoldJob:
     return FoldJob(
         context=context,
         round_id=current.id,
+        round=current.round,
         state=current.state_before,
         updates=[
             CountedUpdate(
                 client=row.client,
                 digest=row.update,
-                is_delta=Plan.from_json(row.spec["plan"]).sends_delta,
+                plan=Plan.from_json(row.spec["plan"]),
                 scalars=row.scalars,
             )
             for row in rows
@@ -150,6 +152,9 @@ def folded(engine: Engine, tx: Connection, job: FoldJob, digest: str, seconds: f
         .values(
             status="closed",
             state_after=digest,
+            reason=warn_of_uncovered(
+                job.context, current, [update.plan for update in job.updates], "counted"
+            ),
             phases={**current.phases, "fold": seconds},
             metrics=mean_metrics(rows),
         )

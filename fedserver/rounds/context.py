@@ -8,7 +8,7 @@ from typing import Any
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Member
-from motley.device import Link
+from motley.device import Hardware, Link
 from motley.models.units import UnitTable
 from motley.runfile import RunFile, Tier, parse
 
@@ -76,8 +76,11 @@ class RunContext:
             return self.prepared.global_variant
         return tier.variant or self.prepared.default_variant
 
-    def member(self, row: Any) -> Member:
-        """Return a frozen client, a row of the `members` table, as algorithms see it."""
+    def member(self, row: Any, index: int, clients: int) -> Member:
+        """Return a frozen client, a row of the `members` table, as algorithms see it.
+
+        `index` is its place among the run's `clients` members in order of name.
+        """
         tier, wire, profile = self.tier(row.tier), self.runfile.wire, row.profile
         return Member(
             name=row.client,
@@ -89,6 +92,9 @@ class RunContext:
                 upload=profile["upload_bytes_per_second"],
                 storage=profile["storage_free_bytes"],
             ),
+            hardware=Hardware(memory=profile["memory_bytes"], gflops=profile["probe_gflops"]),
+            index=index,
+            clients=clients,
             bits=tier.bits,
             up_bits=tier.up_bits if tier.up_bits is not None else wire.up_bits,
             down_bits=tier.down_bits if tier.down_bits is not None else wire.down_bits,

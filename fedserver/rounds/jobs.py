@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ from fedserver.aggregation.reducers import reducer_for
 from fedserver.model_process import run_job
 from fedserver.rounds.context import EMPTY_TABLE, RunContext
 from fedserver.storage.payloads import PayloadStore
+from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo
 from motley.plan import FULL_PRECISION, HALF, Plan
-from motley.seeding import numpy_generator
+from motley.prune.masks import PRUNING_RULES, UploadMasks, is_prunable, named
+from motley.seeding import derive, numpy_generator
 from motley.wire import (
     EncodedTensor,
+    Mask,
     PayloadReader,
     encode_dense,
+    encode_masked,
     quantize_planes,
     quantize_uniform,
     write_payload,
@@ -82,18 +86,33 @@ class Form:
     """Of float32 tensors that are not in planes: 32, 16 or, quantized, 1 to 8."""
     widths: tuple[tuple[str, int], ...] = ()
     """Magnitude planes by unit, in order of name."""
+    whole: tuple[str, ...] = ()
+    """Where weights are pruned: units that are not, in order of name."""
+    keep: float = 1.0
+    """Share of a pruned weight tensor's values."""
+    rule: str = ""
+    """Which values: name of the pruning rule."""
+    withheld: str = ""
+    """Unit that is left out."""
 
     @classmethod
     def of(cls, plan: Plan) -> Form:
         """Return the form that a plan asks for."""
         if plan.layout == "planes":
             return cls(plan.tail_bits, tuple(sorted(plan.bits.items())))
-        return cls(plan.down_bits)
+        sparsity = plan.sparsity
+        if sparsity is None:
+            return cls(plan.down_bits)
+        form = cls(plan.down_bits, withheld=sparsity.final if sparsity.final_stays else "")
+        if sparsity.down_keep == 1 or not plan.upload:
+            return form
+        whole = tuple(sorted(plan.upload))
+        return replace(form, whole=whole, keep=sparsity.down_keep, rule=sparsity.down_rule)
 
     @property
     def is_full_precision(self) -> bool:
         """Whether the global state as it is stored has this form."""
-        return self.bits == FULL_PRECISION and not self.widths
+        return self == Form(FULL_PRECISION)
 
     @property
     def planes(self) -> dict[str, int]:
@@ -128,7 +147,9 @@ class OpenJob:
         table = self.context.global_table
         with PayloadReader(payloads.path(self.state), table.tensor_table) as reader:
             encoded = (
-                (row.name, self._encode(row, reader[row.name].decode(), form)) for row in table.rows
+                (row.name, self._encode(row, reader[row.name].decode(), form))
+                for row in table.rows
+                if row.unit != form.withheld
             )
             digest = write_payload(out, encoded, table.tensor_table).sha256.hex()
         payloads.adopt(out, digest)
@@ -140,6 +161,22 @@ class OpenJob:
         planes = form.planes.get(row.unit, 0) if row.quantized else 0
         if planes:
             return quantize_planes(values, planes)
+        mask = self._mask(row, values, form)
+        if mask is None:
+            return self._encode_values(row, values, form)
+        return encode_masked(self._encode_values(row, mask.take(values), form), mask, values.shape)
+
+    def _mask(self, row: TensorInfo, values: npt.NDArray[np.generic], form: Form) -> Mask | None:
+        """Return which values of a tensor come down; None: all."""
+        if form.keep == 1 or row.unit in form.whole or not is_prunable(row):
+            return None
+        prune = named(PRUNING_RULES, form.rule, "pruning rule")
+        seed = derive(self.context.runfile.run.seed, "prune", self.round, row.name)
+        return prune(values.astype(np.float32, copy=False), form.keep, seed)
+
+    def _encode_values(
+        self, row: TensorInfo, values: npt.NDArray[np.generic], form: Form
+    ) -> EncodedTensor:
         if row.dtype != "float32":
             return encode_dense(values)
         if form.bits == HALF:
@@ -157,8 +194,23 @@ class CountedUpdate:
 
     client: str
     digest: str
-    is_delta: bool
+    plan: Plan
     scalars: Mapping[str, float]
+
+    def contribution(
+        self, payloads: PayloadStore, weight: Coefficient, run_seed: int, round: int
+    ) -> Contribution:
+        """Return what the fold reads of it."""
+        plan = self.plan
+        sparsity = plan.sparsity
+        return Contribution(
+            client=self.client,
+            path=payloads.path(self.digest),
+            is_delta=plan.sends_delta,
+            coefficient=weight,
+            masks=UploadMasks.of(plan, run_seed, round, self.client),
+            values_of=frozenset({sparsity.final} if sparsity and sparsity.final_stays else ()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +219,7 @@ class FoldJob:
 
     context: RunContext
     round_id: int
+    round: int
     state: str
     updates: Sequence[CountedUpdate]
 
@@ -182,12 +235,12 @@ class FoldJob:
         """Write the new state to `out` and return its digest; `replay` uses the same path."""
         algorithm = self.context.algorithm
         weights = algorithm.coefficients({u.client: u.scalars for u in self.updates})
+        seed = self.context.runfile.run.seed
         info = fold(
             table=self.context.global_table,
             state=payloads.path(self.state),
             contributions=[
-                Contribution(u.client, payloads.path(u.digest), u.is_delta, weights[u.client])
-                for u in self.updates
+                u.contribution(payloads, weights[u.client], seed, self.round) for u in self.updates
             ],
             reducer=reducer_for(algorithm.reducer, self.context.runfile.aggregate),
             finish_tile=algorithm.finish_tile,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, func, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
+from fedserver.rounds.coverage import warn_of_uncovered
 from fedserver.rounds.jobs import Form, OpenJob
 from fedserver.rounds.membership import refusal
 from fedserver.rounds.presence import PRESENT_SECONDS
@@ -65,7 +67,8 @@ def begin(
         goal = max(1, round(context.runfile.evaluate.fraction * len(candidates)))
     wanted = min(len(candidates), -(-goal * rules.over_select // 1)) if kind == "train" else goal
     rng = numpy_generator(context.runfile.run.seed, "select", kind, number, attempt)
-    cohort = context.algorithm.select(candidates, int(wanted), rng)
+    moment = moment_of(tx, run, context, max(1, number))
+    cohort = context.algorithm.select(candidates, int(wanted), rng, moment)
     deadline = context.runfile.evaluate.deadline_seconds
     if kind == "train":
         deadline = context.runfile.round.deadline_seconds
@@ -86,7 +89,6 @@ def begin(
     assert inserted is not None
     round_id = int(inserted[0])
     engine.phases[round_id] = engine.clock.monotonic()
-    moment = moment_of(tx, run, context, max(1, number))
     for member in cohort:
         add_task(tx, run, context, member, moment, kind, attempt, round_id)
     if run.reason:
@@ -137,11 +139,14 @@ def _wait(tx: Connection, run: Any, reason: str) -> bool:
 def enrolled_members(tx: Connection, run_id: str, context: RunContext) -> list[Member]:
     """Return a run's clients that are not excluded, in order of name."""
     rows = tx.execute(
-        select(members)
-        .where(members.c.run == run_id, members.c.excluded == "")
-        .order_by(members.c.client)
-    )
-    return [context.member(row) for row in rows]
+        select(members).where(members.c.run == run_id).order_by(members.c.client)
+    ).all()
+    # A client that leaves the run does not move the others to another place.
+    return [
+        context.member(row, index, len(rows))
+        for index, row in enumerate(rows)
+        if row.excluded == ""
+    ]
 
 
 def add_task(
@@ -159,6 +164,9 @@ def add_task(
         select(members).where(members.c.run == run.id, members.c.client == member.name)
     ).one()
     plan = context.algorithm.plan(member, moment)
+    if kind != "train":
+        # What is tested or kept is the global model, not the part of it that a client trains.
+        plan = replace(plan, sparsity=None)
     task_id = f"{run.id}-{moment.round:05d}-{attempt}-{kind}-{member.name}"
     if round_id is None:
         task_id = f"{run.id}-{run.rounds:05d}-finish-{member.name}"
@@ -203,8 +211,11 @@ def opened(
     if current is None or current.status != "opening":
         return  # stopped or removed meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
+    plans = []
     for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
-        payload = digests[Form.of(Plan.from_json(row.spec["plan"]))] if broadcast else ""
+        plan = Plan.from_json(row.spec["plan"])
+        plans.append(plan)
+        payload = digests[Form.of(plan)] if broadcast else ""
         tx.execute(
             update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)
         )
@@ -214,7 +225,12 @@ def opened(
     tx.execute(
         update(rounds)
         .where(rounds.c.id == job.round_id)
-        .values(status="open", opened=now, phases=phases)
+        .values(
+            status="open",
+            opened=now,
+            phases=phases,
+            reason=warn_of_uncovered(job.context, current, plans, "planned"),
+        )
     )
     engine.set_deadline(job.round_id, current.seconds_left)
     log.info(
@@ -235,5 +251,5 @@ def needs_broadcast(context: RunContext, kind: str) -> bool:
     if kind == "train" or algorithm.personal_from_global:
         return True
     if kind == "evaluate":
-        return algorithm.evaluated_model(context.runfile.evaluate.subject) == "global"
+        return algorithm.evaluated_model(context.runfile.evaluate.subject) != "personal"
     return not algorithm.keeps_personal_state

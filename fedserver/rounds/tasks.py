@@ -46,6 +46,18 @@ class Ticket:
     """Greatest L2 norm of the update against the broadcast; None: any."""
     run_seed: int = 0
     round: int = 0
+    wants_distances: bool = False
+    """Whether the check measures how far each unit moved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the check of an update found out by the way."""
+
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Width of each unit that came in planes."""
+    distances: Mapping[str, float] = field(default_factory=dict)
+    """L2 norm of each unit's values against the global state, where the method wants it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +74,8 @@ class Arrived:
     restarted: bool
     bytes_up: int
     """Bytes that travelled, repeated ones included."""
-    widths: Mapping[str, int] = field(default_factory=dict)
-    """Width of each unit that came in planes."""
+    found: Findings = field(default_factory=Findings)
+    """What the check of the update found out."""
 
 
 class TaskDesk:
@@ -192,6 +204,7 @@ class TaskDesk:
                 max_norm=context.runfile.aggregate.max_update_norm,
                 run_seed=context.runfile.run.seed,
                 round=row.spec["round"],
+                wants_distances=context.algorithm.wants_distances,
             )
 
     def was_received(self, task_id: str, digest: str) -> bool:
@@ -242,7 +255,8 @@ class TaskDesk:
                 samples=min(arrived.samples, cap) if cap else arrived.samples,
                 metrics=arrived.metrics,
                 plan=Plan.from_json(row.spec["plan"]),
-                bits=arrived.widths,
+                bits=arrived.found.widths,
+                distances=arrived.found.distances,
             )
             tx.execute(
                 update(tasks)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedserver.rounds.tasks import Ticket
+from fedserver.rounds.tasks import Findings, Ticket
 from motley.errors import PayloadError, UpdateError
 from motley.models.units import TensorInfo
 from motley.plan import FULL_PRECISION, HALF, Plan
+from motley.prune.masks import UploadMasks
 from motley.seeding import dither_seed
 from motley.wire import (
     TILE,
@@ -18,16 +19,15 @@ from motley.wire import (
     DitheredLattice,
     EncodedTensor,
     Encoding,
+    Mask,
     PayloadReader,
     UniformOffset,
     UniformPlanes,
 )
 
 
-def check_update(path: Path, ticket: Ticket) -> dict[str, int]:
-    """Read a whole update once, compare it with the plan it answers; return the widths that came.
-
-    The widths are those of the units that came in planes.
+def check_update(path: Path, ticket: Ticket) -> Findings:
+    """Read a whole update, compare it with the plan it answers; return what was found by the way.
 
     Raises:
         UpdateError: the bytes are no payload, a tensor is missing, surplus, of another encoding
@@ -45,8 +45,7 @@ def check_update(path: Path, ticket: Ticket) -> dict[str, int]:
                 _check_tensor(row, tensor, ticket)
                 if isinstance(tensor.encoding, UniformPlanes):
                     widths[row.unit] = max(widths.get(row.unit, 0), tensor.encoding.bits)
-            _check_norm(reader, ticket)
-            return widths
+            return Findings(widths=widths, distances=_measure(reader, ticket))
     except PayloadError as error:
         raise UpdateError(f"the update of {ticket.client} is not valid: {error}") from None
 
@@ -65,9 +64,18 @@ def _check_names(found: set[str], ticket: Ticket) -> None:
 
 
 def _check_tensor(row: TensorInfo, tensor: EncodedTensor, ticket: Ticket) -> None:
-    if not _as_planned(row, tensor.encoding, ticket.plan):
+    mask, kept = _mask(row, ticket), tensor.kept
+    if (mask is None) != (kept is None) or tensor.encoding.carries_mask():
         raise UpdateError(
-            f"the update of {ticket.client} has {row.name} in {_found(tensor.encoding)}; "
+            f"the update of {ticket.client} has {row.name} in {tensor.encoding}; the plan asks for "
+            + ("all of its values" if mask is None else "values under a mask that does not travel")
+        )
+    if mask is not None:
+        tensor.under(mask)
+    values = tensor if kept is None else kept
+    if not _as_planned(row, values.encoding, ticket.plan):
+        raise UpdateError(
+            f"the update of {ticket.client} has {row.name} in {_found(values.encoding)}; "
             f"the plan asks for {_planned(row, ticket.plan)}"
         )
     _check_dither(row, tensor, ticket)
@@ -90,6 +98,12 @@ def _check_dither(row: TensorInfo, tensor: EncodedTensor, ticket: Ticket) -> Non
             f"the update of {ticket.client} has a dither in {row.name} of another seed than its "
             f"task gives; expected that of (run seed, round, client, tensor)"
         )
+
+
+def _mask(row: TensorInfo, ticket: Ticket) -> Mask | None:
+    """Return which values of a tensor a sparse update has to hold; None: all."""
+    masks = UploadMasks.of(ticket.plan, ticket.run_seed, ticket.round, ticket.client)
+    return None if masks is None else masks(row)
 
 
 def _as_planned(row: TensorInfo, found: Encoding, plan: Plan) -> bool:
@@ -132,7 +146,9 @@ def _planned(row: TensorInfo, plan: Plan) -> str:
 
 
 def _is_dense(row: TensorInfo, plan: Plan) -> bool:
-    return plan.layout == "planes" or plan.up_bits == FULL_PRECISION or row.dtype != "float32"
+    if plan.layout == "planes" or row.dtype != "float32" or plan.withholds(row.unit):
+        return True
+    return plan.up_bits == FULL_PRECISION
 
 
 def _kind(row: TensorInfo, plan: Plan) -> str:
@@ -140,38 +156,43 @@ def _kind(row: TensorInfo, plan: Plan) -> str:
     return "float16" if is_half else row.dtype
 
 
-def _check_norm(reader: PayloadReader, ticket: Ticket) -> None:
-    if ticket.max_norm is None:
-        return
-    norm = update_norm(reader, ticket)
-    if norm > ticket.max_norm:
+def _measure(reader: PayloadReader, ticket: Ticket) -> dict[str, float]:
+    """Return how far each unit is from the global state, where somebody asks; check the whole."""
+    if ticket.max_norm is None and not ticket.wants_distances:
+        return {}
+    distances = unit_norms(reader, ticket)
+    norm = math.hypot(*distances.values())
+    if ticket.max_norm is not None and norm > ticket.max_norm:
         raise UpdateError(
             f"the update of {ticket.client} has norm {norm:.6g}, and aggregate.max_update_norm "
             f"allows {ticket.max_norm:.6g}; its training may diverge: try a lower learning_rate"
         )
+    return distances
 
 
-def update_norm(reader: PayloadReader, ticket: Ticket) -> float:
-    """Return the L2 norm of an update's floating-point tensors against the broadcast.
+def unit_norms(reader: PayloadReader, ticket: Ticket) -> dict[str, float]:
+    """Return the L2 norm of each unit's floating-point tensors against the broadcast.
 
-    Values are compared with the global state, which is the broadcast wherever values travel.
-    Memory is two tiles.
+    Values are compared with the global state, which is the broadcast wherever values travel; of
+    a sparse update, those that it holds. Memory is a few tiles.
     """
-    squares = 0.0
+    squares: dict[str, float] = {}
     with PayloadReader(ticket.state, ticket.table.tensor_table) as state:
         for name in reader.names:
-            tensor = reader[name]
+            row, tensor = ticket.table[name], reader[name]
             if not np.issubdtype(np.dtype(tensor.dtype), np.floating):
                 continue  # counters
             # As in the fold: only float32 tensors travel as differences.
-            is_delta = ticket.plan.sends_delta and tensor.dtype == "float32"
-            squares += _squares(tensor, None if is_delta else state[name])
-    return math.sqrt(squares)
+            is_delta = ticket.plan.sends_delta_of(row.unit) and tensor.dtype == "float32"
+            base, mask = None if is_delta else state[name], _mask(row, ticket)
+            squares[row.unit] = squares.get(row.unit, 0.0) + _squares(tensor, base, mask)
+    return {unit: math.sqrt(total) for unit, total in squares.items()}
 
 
-def _squares(tensor: EncodedTensor, base: EncodedTensor | None) -> float:
-    """Return the sum of squares of a tensor, or of its differences to `base`."""
+def _squares(tensor: EncodedTensor, base: EncodedTensor | None, mask: Mask | None) -> float:
+    """Return the sum of squares of a tensor's kept values, or of their differences to `base`."""
     total, buffer = 0.0, np.empty((2, min(TILE, tensor.size)), tensor.dtype)
+    tensor = tensor if mask is None else tensor.under(mask)
     for start in range(0, tensor.size, TILE):
         stop = min(start + TILE, tensor.size)
         tile, other = buffer[:, : stop - start]
@@ -180,6 +201,8 @@ def _squares(tensor: EncodedTensor, base: EncodedTensor | None) -> float:
         if base is not None:
             base.decode_slice(start, stop, other)
             exact -= other
+        if mask is not None:
+            exact = exact[mask.tile(start, stop)]
         with np.errstate(over="ignore"):
             total += float(np.dot(exact, exact))
     return total

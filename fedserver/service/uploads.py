@@ -9,7 +9,7 @@ from typing import Any
 
 from fedserver.errors import CrowdedError, ProtocolError
 from fedserver.rounds.standing import Standing
-from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
+from fedserver.rounds.tasks import Arrived, Findings, Receipt, TaskDesk, Ticket
 from fedserver.rounds.updates import check_update
 from fedserver.service.exchange import Exchange
 from fedserver.service.intake import Intake, Requests
@@ -154,7 +154,7 @@ class Uploads:
         """
         whole = await self._to.files(writer.verify, opening.payload.sha256)
         try:
-            widths = await self._check(ticket, whole)
+            found = await self._check(ticket, whole)
         except UpdateError:
             whole.unlink()
             raise
@@ -164,7 +164,7 @@ class Uploads:
             with self._to.payloads.claimed(digest):
                 await self._to.files(self._to.payloads.keep, whole, digest)
                 receipt = await settled(
-                    asyncio.ensure_future(self._accept(opening, received, widths))
+                    asyncio.ensure_future(self._accept(opening, received, found))
                 )
             counts = receipt is Receipt.ACCEPTED
         finally:
@@ -172,7 +172,7 @@ class Uploads:
                 self._to.payloads.suspect([digest])
         return receipt
 
-    async def _check(self, ticket: Ticket, whole: Path) -> dict[str, int]:
+    async def _check(self, ticket: Ticket, whole: Path) -> Findings:
         try:
             return await self._to.files(check_update, whole, ticket)
         except UpdateError as error:
@@ -181,7 +181,7 @@ class Uploads:
             raise
 
     async def _accept(
-        self, opening: federation_pb2.UploadOpen, received: int, widths: dict[str, int]
+        self, opening: federation_pb2.UploadOpen, received: int, found: Findings
     ) -> Receipt:
         return await self._to.database(
             self._desk.accept,
@@ -194,7 +194,7 @@ class Uploads:
                 seconds=checked_seconds(opening.train_seconds),
                 restarted=opening.restarted,
                 bytes_up=received,
-                widths=widths,
+                found=found,
             ),
         )
 

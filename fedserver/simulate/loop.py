@@ -234,7 +234,7 @@ class Loop:
         if isinstance(ticket, Receipt):
             return
         try:
-            widths = check_update(work.update, ticket)
+            found = check_update(work.update, ticket)
         except UpdateError as error:
             self._desk.reject(task.task_id, str(error))
             return
@@ -249,7 +249,7 @@ class Loop:
                 seconds=outcome.seconds,
                 restarted=outcome.restarted,
                 bytes_up=info.size,
-                widths=widths,
+                found=found,
             )
         )
         if receipt is not Receipt.ACCEPTED:

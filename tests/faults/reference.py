@@ -35,6 +35,8 @@ PROFILE = {
     "download_bytes_per_second": 0.0,
     "upload_bytes_per_second": 0.0,
     "storage_free_bytes": 0,
+    "memory_bytes": 0,
+    "probe_gflops": 0.0,
 }
 """Of every client: no plan here depends on it."""
 
@@ -161,7 +163,7 @@ class Reference:
         row = SimpleNamespace(
             client=name, tier=tier, variant=context.variant_for(self._tiers[tier]), profile=PROFILE
         )
-        member = context.member(row)
+        member = context.member(row, index=0, clients=1)
         plan = context.algorithm.plan(
             member, Moment(round=number, rounds=run.rounds, seed=run.seed)
         )

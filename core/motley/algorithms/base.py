@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from motley.device import Link
+from motley.device import Hardware, Link
 from motley.models.units import UnitTable
 from motley.plan import FULL_PRECISION, Plan
 from motley.task import TaskSpec
@@ -70,6 +70,8 @@ class UpdateFacts:
     """What the client was asked for."""
     bits: Mapping[str, int] = field(default_factory=dict)
     """Width of each unit that came in planes, counted in magnitude planes."""
+    distances: Mapping[str, float] = field(default_factory=dict)
+    """L2 norm of each unit's values against the global state, where the method wants it."""
 
 
 def sent_width(unit: str) -> str:
@@ -94,6 +96,12 @@ class Member:
     """The tier's settings, laid over the run's."""
     link: Link = field(default_factory=Link)
     """What the device had measured of its link and storage when the run began."""
+    hardware: Hardware = field(default_factory=Hardware)
+    """The same of its memory and processor."""
+    index: int = 0
+    """Its place among all clients of the run, in order of name."""
+    clients: int = 1
+    """How many clients the run has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +196,7 @@ class Algorithm(ABC):
         return cls.keeps_personal_state or cls.personal_from_global
 
     def evaluated_model(self, subject: str) -> str:
-        """Return "global" or "personal" for what a run file says to evaluate ("": by method)."""
+        """Return "global", "personal" or "both" for what a run file evaluates ("": by method)."""
         return subject or ("personal" if self.has_personal_models() else "global")
 
     @classmethod
@@ -208,8 +216,17 @@ class Algorithm(ABC):
     def local_steps(self) -> int:
         """Local iterations of one round (the papers' τ)."""
 
+    @property
+    def wants_distances(self) -> bool:
+        """Whether `measure` needs `UpdateFacts.distances`."""
+        return False
+
     def select(
-        self, candidates: Sequence[Member], count: int, rng: np.random.Generator
+        self,
+        candidates: Sequence[Member],
+        count: int,
+        rng: np.random.Generator,
+        moment: Moment,
     ) -> list[Member]:
         """Choose `count` of the candidates (in order of name). Default: uniformly at random."""
         if count >= len(candidates):

@@ -11,6 +11,7 @@ _CLASSES = {
     "binaryrelax": "motley.algorithms.binaryrelax:BinaryRelax",
     "fedavg": "motley.algorithms.fedavg:FedAvg",
     "fedmpq": "motley.algorithms.fedmpq:FedMPQ",
+    "fedp3": "motley.algorithms.fedp3:FedP3",
     "fedpaq": "motley.algorithms.fedpaq:FedPAQ",
     "fml": "motley.algorithms.fml:FML",
     "local": "motley.algorithms.local:Local",

@@ -27,6 +27,7 @@ from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.plan import FULL_PRECISION
 from motley.privacy.ledger import PrivacyStore, TaskPrivacy
 from motley.privacy.settings import guarantee_of
+from motley.prune.masks import UploadMasks
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
 from motley.training.evaluation import evaluate
@@ -34,8 +35,8 @@ from motley.wire import (
     EncodedTensor,
     PayloadInfo,
     PayloadReader,
-    TensorTable,
     encode_dense,
+    encode_masked,
     quantize_uniform,
     write_payload,
 )
@@ -203,9 +204,9 @@ class Executor:
             # Sample counts and losses are data, and no noise is on them.
             trained = replace(trained, samples=0, metrics={})
         _check_finite(trained.update, task)
-        table = self.table(task.global_variant).tensor_table if algorithm.has_global_model else None
-        encoded = _encode_update(task, trained.update, received)
-        info = write_payload(update, encoded, table or TensorTable(()))
+        table = self.table(task.global_variant) if algorithm.has_global_model else UnitTable(())
+        encoded = _encode_update(task, table, trained.update, received)
+        info = write_payload(update, encoded, table.tensor_table)
         if trained.personal is not None:
             _check_finite(trained.personal, task)
             personal.save(task.task_id, trained.personal)
@@ -218,8 +219,16 @@ class Executor:
         received: Broadcast,
         state: Tensors | None,
     ) -> Outcome:
-        variant, tensors = algorithm.model_for(context, context.task.subject, received, state)
-        return Outcome(metrics=self._score(variant, tensors))
+        subject = context.task.subject
+        if subject != "both":
+            return Outcome(
+                metrics=self._score(*algorithm.model_for(context, subject, received, state))
+            )
+        metrics = {}
+        for one in ("global", "personal"):
+            scores = self._score(*algorithm.model_for(context, one, received, state))
+            metrics.update({f"{one}_{name}": value for name, value in scores.items()})
+        return Outcome(metrics=metrics)
 
     def _finish(
         self,
@@ -335,20 +344,33 @@ def _check_finite(tensors: Mapping[str, Array | EncodedTensor], task: TaskSpec) 
 
 
 def _encode_update(
-    task: TaskSpec, update: Mapping[str, Array | EncodedTensor], received: Broadcast
+    task: TaskSpec,
+    table: UnitTable,
+    update: Mapping[str, Array | EncodedTensor],
+    received: Broadcast,
 ) -> Iterator[tuple[str, EncodedTensor]]:
-    """Yield the update's tensors as the plan encodes them: values, or quantized deltas."""
-    plan = task.plan
+    """Yield the update's tensors as the plan encodes them: values, or quantized deltas.
+
+    Of a sparse upload the values under the mask alone, which the server makes by itself.
+    """
+    masks = UploadMasks.of(task.plan, task.run_seed, task.round, task.client)
     for name, values in update.items():
         if isinstance(values, EncodedTensor):
             yield name, values
             continue
-        if not plan.sends_delta or values.dtype != np.float32:
-            yield name, encode_dense(values)
+        row = table[name]
+        is_delta = task.plan.sends_delta_of(row.unit) and values.dtype == np.float32
+        sent = np.subtract(values, received.tensors[name]) if is_delta else values
+        mask = None if masks is None else masks(row)
+        if mask is None:
+            yield name, _encode_values(task, name, sent, quantized=is_delta)
             continue
-        delta = np.subtract(values, received.tensors[name])
-        if plan.up_bits == FULL_PRECISION:
-            yield name, encode_dense(delta)
-        else:
-            rng = numpy_generator(task.run_seed, "encode", task.round, task.client, name)
-            yield name, quantize_uniform(delta, plan.up_bits, rng)
+        kept = _encode_values(task, name, mask.take(sent), quantized=is_delta)
+        yield name, encode_masked(kept, mask, row.shape, known=True)
+
+
+def _encode_values(task: TaskSpec, name: str, values: Array, *, quantized: bool) -> EncodedTensor:
+    if not quantized or task.plan.up_bits == FULL_PRECISION:
+        return encode_dense(values)
+    rng = numpy_generator(task.run_seed, "encode", task.round, task.client, name)
+    return quantize_uniform(values, task.plan.up_bits, rng)

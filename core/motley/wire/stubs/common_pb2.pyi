@@ -101,7 +101,7 @@ class PayloadRef(_message.Message):
     def __init__(self, sha256: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ["bits", "down_bits", "iteration", "iterations", "layout", "settings", "tail_bits", "up_bits", "upload", "variant"]
+    __slots__ = ["bits", "down_bits", "iteration", "iterations", "layout", "settings", "sparsity", "tail_bits", "up_bits", "upload", "variant"]
     class BitsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class Plan(_message.Message):
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    SPARSITY_FIELD_NUMBER: _ClassVar[int]
     TAIL_BITS_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     UP_BITS_FIELD_NUMBER: _ClassVar[int]
@@ -132,11 +133,12 @@ class Plan(_message.Message):
     iterations: int
     layout: str
     settings: _containers.MessageMap[str, Scalar]
+    sparsity: Sparsity
     tail_bits: int
     up_bits: int
     upload: _containers.RepeatedScalarFieldContainer[str]
     variant: str
-    def __init__(self, variant: _Optional[str] = ..., bits: _Optional[_Mapping[str, int]] = ..., upload: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, Scalar]] = ..., up_bits: _Optional[int] = ..., down_bits: _Optional[int] = ..., iteration: _Optional[int] = ..., iterations: _Optional[int] = ..., layout: _Optional[str] = ..., tail_bits: _Optional[int] = ...) -> None: ...
+    def __init__(self, variant: _Optional[str] = ..., bits: _Optional[_Mapping[str, int]] = ..., upload: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, Scalar]] = ..., up_bits: _Optional[int] = ..., down_bits: _Optional[int] = ..., iteration: _Optional[int] = ..., iterations: _Optional[int] = ..., layout: _Optional[str] = ..., tail_bits: _Optional[int] = ..., sparsity: _Optional[_Union[Sparsity, _Mapping]] = ...) -> None: ...
 
 class Scalar(_message.Message):
     __slots__ = ["boolean", "integer", "real", "text"]
@@ -149,6 +151,22 @@ class Scalar(_message.Message):
     real: float
     text: str
     def __init__(self, boolean: bool = ..., integer: _Optional[int] = ..., real: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Sparsity(_message.Message):
+    __slots__ = ["down_keep", "down_rule", "final", "final_stays", "up_keep", "up_rule"]
+    DOWN_KEEP_FIELD_NUMBER: _ClassVar[int]
+    DOWN_RULE_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    FINAL_STAYS_FIELD_NUMBER: _ClassVar[int]
+    UP_KEEP_FIELD_NUMBER: _ClassVar[int]
+    UP_RULE_FIELD_NUMBER: _ClassVar[int]
+    down_keep: float
+    down_rule: str
+    final: str
+    final_stays: bool
+    up_keep: float
+    up_rule: str
+    def __init__(self, final: _Optional[str] = ..., final_stays: bool = ..., down_keep: _Optional[float] = ..., down_rule: _Optional[str] = ..., up_keep: _Optional[float] = ..., up_rule: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ["algorithm", "attempt", "base_version", "fresh_if_lost", "global_variant", "kind", "payload", "plan", "round", "rounds", "run_id", "run_name", "run_seed", "seconds_left", "subject", "task_id", "threads", "workload", "workload_arguments"]

@@ -1,0 +1,1 @@
+"""Which layers and which values of a model a client gets, trains and sends (FedP3)."""
