@@ -66,6 +66,8 @@ def begin(
     wanted = min(len(candidates), -(-goal * rules.over_select // 1)) if kind == "train" else goal
     rng = numpy_generator(context.runfile.run.seed, "select", kind, number, attempt)
     cohort = context.algorithm.select(candidates, int(wanted), rng)
+    if kind == "evaluate" and context.is_private:
+        cohort = []  # the server's own data alone: what clients score is theirs
     deadline = context.runfile.evaluate.deadline_seconds
     if kind == "train":
         deadline = context.runfile.round.deadline_seconds
