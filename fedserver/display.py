@@ -138,6 +138,8 @@ def print_run(record: dict[str, Any]) -> None:
     """Print a run with its rounds and clients."""
     screen = console()
     screen.print(_head(record))
+    for tier, promise in (record["privacy"] or {}).items():
+        screen.print(_promise(tier, promise), highlight=False, soft_wrap=True)
     screen.print(client_table(record))
     table = Table("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
     for entry in record["history"]:
@@ -173,6 +175,16 @@ def show_widths(record: dict[str, Any], number: int, png: Path | None, *, as_jso
     else:
         screen = console()
         screen.print(heat_map(widths, screen.width), highlight=False)
+
+
+def _promise(tier: str, p: dict[str, Any]) -> str:
+    """Return a line on what a private run promises a tier's clients."""
+    return (
+        f"privacy of tier {tier}: epsilon {p['epsilon']:g} at delta {p['delta']:g} for one "
+        f"{p['unit']}, {p['neighbouring']}; {p['mode']}, clip {p['clip']:g}, {p['steps']} noisy "
+        f"steps at rate {p['sampling_rate']:g}; noise multiplier {p['noise_multiplier']:.5g} "
+        f"(epsilon {p['planned_epsilon']:.4g}), sigma {p['sigma']:.4g}, c_eff {p['c_eff']:.3g}"
+    )
 
 
 def client_table(record: dict[str, Any]) -> Table:

@@ -70,10 +70,13 @@ def end_children() -> None:
 def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     """Make unit tables of all variants and the initial global state.
 
+    A private run's noise is planned, and a model that no guarantee can be given for is refused.
     The initial state is drawn by the same rule as the clients' personal models
     (`fresh_tensors` under derive(seed, "init", variant)), or read from `init`, a payload file.
     """
     from motley.models.units import fresh_tensors, variant_table
+    from motley.privacy.calibration import noise_multiplier
+    from motley.privacy.guarantee import Guarantee
     from motley.wire import PayloadReader, encode_dense, write_payload
 
     workload = create(job["workload"], job["mappings"], job["arguments"])
@@ -85,6 +88,10 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
             raise PreparationError(
                 f"workload {job['workload']!r} has no model variant {name!r}; it has {known}"
             )
+    if job["private"]:
+        from motley.privacy.checks import check_module
+
+        check_module(variants[chosen].build())
     tables = {
         name: variant_table(v, ends=job["quantizes_ends"])
         for name, v in variants.items()
@@ -105,6 +112,7 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
         "tables": {name: table.to_json() for name, table in tables.items()},
         "sha256": info.sha256.hex(),
         "size": info.size,
+        "noise": {tier: noise_multiplier(Guarantee(**g)) for tier, g in job["noise"].items()},
     }
 
 

@@ -16,6 +16,7 @@ from motley.algorithms import registry
 from motley.algorithms.base import Algorithm
 from motley.errors import MotleyError, RunFileError
 from motley.plan import FULL_PRECISION, check_bits
+from motley.promises import promise_faults
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -250,6 +251,7 @@ def parse(text: str, source: str = "run file") -> RunFile:
     if runfile is not None:
         unfit = _settings_faults(runfile)
         faults = [*unfit, *_method_faults(runfile, settings_are_valid=not unfit)]
+        faults += [] if unfit else promise_faults(runfile)
     if faults or runfile is None:
         raise RunFileError(f"{source} is not valid:\n  " + "\n  ".join(faults))
     return runfile

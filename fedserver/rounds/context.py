@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Member
 from motley.device import Hardware, Link
 from motley.models.units import UnitTable
+from motley.promises import promises
 from motley.runfile import RunFile, Tier, parse
 
 EMPTY_TABLE = UnitTable(())
@@ -23,6 +24,8 @@ class ModelInfo:
     default_variant: str
     global_variant: str
     tables: Mapping[str, UnitTable]
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """Planned noise multiplier of each tier of a private run."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ModelInfo:
@@ -32,6 +35,7 @@ class ModelInfo:
             default_variant=document["default_variant"],
             global_variant=document["global_variant"],
             tables={name: UnitTable.from_json(t) for name, t in document["tables"].items()},
+            noise=document.get("noise", {}),
         )
 
 
@@ -98,5 +102,14 @@ class RunContext:
             bits=tier.bits,
             up_bits=tier.up_bits if tier.up_bits is not None else wire.up_bits,
             down_bits=tier.down_bits if tier.down_bits is not None else wire.down_bits,
-            settings=tier.settings,
+            settings={**tier.settings, **self._noise(tier)},
         )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the run promises its clients privacy."""
+        return bool(promises(self.runfile))
+
+    def _noise(self, tier: Tier) -> dict[str, float]:
+        noise = self.prepared.noise
+        return {"noise_multiplier": noise[tier.name]} if tier.name in noise else {}

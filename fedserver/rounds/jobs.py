@@ -19,6 +19,7 @@ from fedserver.aggregation.fold import Contribution, fold
 from fedserver.aggregation.reducers import reducer_for
 from fedserver.model_process import run_job
 from fedserver.rounds.context import EMPTY_TABLE, RunContext
+from fedserver.rounds.private import noise_to_plan
 from fedserver.storage.payloads import PayloadStore
 from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo
@@ -68,6 +69,8 @@ class PrepareJob:
                 "seed": runfile.run.seed,
                 "init": self.init,
                 "quantizes_ends": self.context.algorithm.quantizes_ends,
+                "private": self.context.is_private,
+                "noise": noise_to_plan(runfile),
                 "out": str(out),
             }
         )

@@ -69,6 +69,8 @@ def begin(
     rng = numpy_generator(context.runfile.run.seed, "select", kind, number, attempt)
     moment = moment_of(tx, run, context, max(1, number))
     cohort = context.algorithm.select(candidates, int(wanted), rng, moment)
+    if kind == "evaluate" and context.is_private:
+        cohort = []  # the server's own data alone: what clients score is theirs
     deadline = context.runfile.evaluate.deadline_seconds
     if kind == "train":
         deadline = context.runfile.round.deadline_seconds

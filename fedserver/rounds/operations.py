@@ -12,6 +12,7 @@ from fedserver.errors import RunStateError
 from fedserver.rounds import closing, housekeeping, schedule
 from fedserver.rounds.engine import ENDED, Engine
 from fedserver.rounds.exclusion import keep_out
+from fedserver.rounds.private import refuse_extension, refuse_unplannable
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.errors import RunFileError
 from motley.runfile import parse
@@ -28,6 +29,7 @@ class RunDesk:
     def submit(self, text: str, source: str) -> str:
         """Queue a run and return its id; raise RunFileError when the file is not valid."""
         runfile = parse(text, source)
+        refuse_unplannable(runfile)
         run_id = uuid.uuid4().hex[:8]
         with self._engine.database.begin() as tx:
             # Resolved now: later this run would be the newest of its own name.
@@ -84,6 +86,7 @@ class RunDesk:
             raise RunStateError(f"extend by {more} rounds: expected at least 1")
         with self._engine.database.begin() as tx:
             row = self._engine.find(tx, run)
+            refuse_extension(self._engine.context(tx, row.id))
             tx.execute(update(runs).where(runs.c.id == row.id).values(rounds=row.rounds + more))
             status = row.status
             if status == "finished":

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, case, func, select
 from fedserver.errors import RunStateError, UnknownRunError
 from fedserver.rounds.engine import ACTIVE, ENDED, Engine
 from fedserver.rounds.presence import Profile
+from fedserver.rounds.private import statement
 from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
 from motley.algorithms.base import sent_width
 from motley.errors import MotleyError
@@ -34,7 +35,8 @@ def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
     try:
         context = engine.context(tx, run_id)
     except MotleyError:
-        return {"algorithm": "", "workload": "", "local_steps": 0, "keep": 0, "layers": {}}
+        nothing = {"algorithm": "", "workload": "", "local_steps": 0, "keep": 0, "layers": {}}
+        return {**nothing, "privacy": None}
     tables = context.model.tables if context.model else {}
     return {
         "algorithm": context.algorithm.name,
@@ -42,6 +44,7 @@ def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
         "local_steps": context.algorithm.local_steps,
         "keep": context.runfile.keep.rounds,
         "layers": {variant: table.quantized_sizes for variant, table in tables.items()},
+        "privacy": statement(context),
     }
 
 

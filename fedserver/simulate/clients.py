@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from fedserver.simulate.population import Population
 from motley.algorithms.base import Tensors
 from motley.execution.states import PlainFiles, StateFiles
+from motley.privacy.ledger import MemoryStore
+from motley.privacy.noise import derive_key
 from motley.task import TaskSpec
 from motley.workload import DataSpec, Workload
 
@@ -47,6 +49,19 @@ class MemoryStates:
         self._states[version] = tensors
 
 
+class SimulatedPrivacy(MemoryStore):
+    """A `PrivacyStore` whose noise a task decides alone: reproducible, and secret to nobody."""
+
+    @classmethod
+    def of(cls, seed: int, client: str) -> SimulatedPrivacy:
+        """Return the store of a client in a run of that seed."""
+        return cls(derive_key(str(seed).encode(), "simulation", client))
+
+    def fresh(self) -> tuple[str, float]:
+        """Return no nonce: a simulation that goes on after a kill ends in the same model."""
+        return "", 0.0
+
+
 class Clients:
     """All simulated devices. Data is read when a client first needs it, then kept."""
 
@@ -65,6 +80,7 @@ class Clients:
         self._workload, self._folder, self._device = workload, states, device
         self._executors: dict[str, Executor] = {}
         self._states: dict[str, PersonalStore] = {}
+        self._privacy: dict[str, SimulatedPrivacy] = {}
 
     def do(self, work: Sequence[Work]) -> list[Outcome | Exception]:
         """Do tasks, one after another; return what came of each, in order."""
@@ -81,6 +97,7 @@ class Clients:
                 broadcast=work.broadcast,
                 update=work.update,
                 model=work.model,
+                privacy=self._ledger(work.task),
             )
         except Exception as error:  # as on a device: what user code raises ends its task alone
             return error
@@ -95,6 +112,11 @@ class Clients:
                 another.over(data) if another else Executor(self._workload, data, self._device)
             )
         return self._executors[client]
+
+    def _ledger(self, task: TaskSpec) -> SimulatedPrivacy:
+        if task.client not in self._privacy:
+            self._privacy[task.client] = SimulatedPrivacy.of(task.run_seed, task.client)
+        return self._privacy[task.client]
 
     def _personal(self, client: str) -> PersonalStore:
         if client not in self._states:

@@ -135,6 +135,7 @@ def test_a_mask_on_the_parameters_masks_gradients_and_norms() -> None:
         return {**values, "fc1.weight": values["fc1.weight"] * mask}
 
     found = PerSampleClipper(module, cross_entropy, 0.2, forward=masked).clipped_sum(x, y)
+    moving = {"fc1.weight": mask.bool()}
     with torch.no_grad():
         module.fc1.weight *= mask
     expected = by_hand(module, x, y, 1e9)
@@ -147,5 +148,8 @@ def test_a_mask_on_the_parameters_masks_gradients_and_norms() -> None:
         norm = sum(float((g**2).sum()) for g in parts) ** 0.5
         for place, g in zip(only, parts, strict=True):
             place += (g * min(1.0, 0.2 / norm)).float()
-    for a, b in zip(found, only, strict=True):
+    # The same from another side: the weights are masked for good, and only gradients are masked.
+    partly = PerSampleClipper(module, cross_entropy, 0.2, moving=moving).clipped_sum(x, y)
+    for a, b, c in zip(found, only, partly, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(c, b, rtol=1e-4, atol=1e-6)

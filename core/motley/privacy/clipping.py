@@ -11,7 +11,7 @@ as zero, because a failure would tell of a record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from structlog.stdlib import get_logger
@@ -22,8 +22,9 @@ log = get_logger()
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(outputs [B, ...], targets [B, ...]) to losses [B]."""
 Forward = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-"""Trained parameters by name to those that the model computes with, e.g. masked ones."""
+"""All parameters by name to what the model computes with, e.g. masked ones. Sees no data."""
 
+NO_MASKS: Mapping[str, torch.Tensor] = {}
 GRADIENT_BYTES = 64 * 1024**2
 """Of per-record gradients held at once, where nothing else is said."""
 
@@ -39,6 +40,7 @@ class PerSampleClipper:
         *,
         microbatch: int = 0,
         forward: Forward = dict,
+        moving: Mapping[str, torch.Tensor] = NO_MASKS,
     ) -> None:
         """Look at the parameters that need a gradient; the others and all buffers stay fixed.
 
@@ -47,9 +49,12 @@ class PerSampleClipper:
             loss: of a batch, one value for each record.
             clip: C, above 0.
             microbatch: records whose gradients are held at once; 0: what 64 MiB hold.
-            forward: applied to the trained parameters; must not depend on data.
+            forward: applied to the parameters; must not depend on data.
+            moving: by name of a parameter, bool in its shape: where it may move. Gradients are 0
+                elsewhere, before they are clipped.
         """
         self._module, self._loss, self._clip, self._forward = module, loss, clip, forward
+        self._moving = moving
         self.names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
         size = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
         self._microbatch = microbatch or max(1, GRADIENT_BYTES // max(1, size))
@@ -82,11 +87,24 @@ class PerSampleClipper:
         def one(trained: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             # Fresh copies: what a layer notes there of one record must not reach the next.
             own = {name: buffer.clone() for name, buffer in buffers.items()}
-            tensors = {**self._forward(trained), **frozen, **own}
+            tensors = {**self._forward({**frozen, **trained}), **own}
             outputs = functional_call(self._module, tensors, (x.unsqueeze(0),))
             return self._loss(outputs, y.unsqueeze(0)).sum()
 
-        gradient = grad(one)
+        found = self._of_each(grad(one), values, inputs, targets)
+        for place, name in enumerate(self.names):
+            if name in self._moving:
+                found[place] = found[place] * self._moving[name]
+        return found
+
+    def _of_each(
+        self,
+        gradient: Callable[..., dict[str, torch.Tensor]],
+        values: dict[str, torch.Tensor],
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """Return a function's result for each record, stacked."""
         if self._vectorised:
             try:
                 found = vmap(gradient, in_dims=(None, 0, 0), randomness="different")(

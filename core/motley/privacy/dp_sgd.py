@@ -12,12 +12,12 @@ g̃ (momentum, weight decay, sending a part of w) sees no record again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
-from motley.privacy.clipping import Forward, Loss, PerSampleClipper
+from motley.privacy.clipping import NO_MASKS, Forward, Loss, PerSampleClipper
 from motley.privacy.guarantee import Guarantee
 from motley.privacy.noise import SecretStream
 from motley.workload import Split
@@ -36,6 +36,7 @@ def private_sgd(
     momentum: float = 0.0,
     microbatch: int = 0,
     forward: Callable[[int], Forward] = lambda step: dict,
+    moving: Mapping[str, torch.Tensor] = NO_MASKS,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> None:
     """Take `guarantee.steps_per_task` private steps on the parameters that need a gradient.
@@ -51,28 +52,36 @@ def private_sgd(
         weight_decay: wd.
         momentum: of g̃ + wd w, at rest when the task begins.
         microbatch: records whose gradients are held at once; 0: what 64 MiB hold.
-        forward: of a step: what the model computes with, given the trained parameters.
+        forward: of a step: what the model computes with, given the parameters.
+        moving: by name of a parameter, bool in its shape: where it may move; default everywhere.
         progress: called with the finished fraction.
     """
     device = next(module.parameters()).device
     inputs, targets = torch.from_numpy(split.inputs), torch.from_numpy(split.targets)
     batches, noise = SecretStream(key, "batches"), SecretStream(key, "noise")
-    trained = [p for p in module.parameters() if p.requires_grad]
-    velocity = [torch.zeros_like(p) for p in trained] if momentum else []
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    velocity = [torch.zeros_like(p) for p in trained.values()] if momentum else []
     module.train()
     for step in range(guarantee.steps_per_task):
         drawn = np.flatnonzero(batches.uniform(len(split)) < guarantee.sampling_rate)
         index = torch.from_numpy(drawn)
         clipper = PerSampleClipper(
-            module, loss, guarantee.clip, microbatch=microbatch, forward=forward(step)
+            module,
+            loss,
+            guarantee.clip,
+            microbatch=microbatch,
+            forward=forward(step),
+            moving=moving,
         )
         total = clipper.clipped_sum(inputs[index].to(device), targets[index].to(device))
         with torch.no_grad():
-            for position, (p, s) in enumerate(zip(trained, total, strict=True)):
+            for position, ((name, p), s) in enumerate(zip(trained.items(), total, strict=True)):
                 noisy = torch.from_numpy(noise.gaussian(p.numel())).view(p.shape)
                 noisy.mul_(noise_multiplier * guarantee.clip).add_(s.cpu())
                 direction = noisy.div_(guarantee.batch_size).to(device, p.dtype)
                 direction.add_(p, alpha=weight_decay)
+                if name in moving:
+                    direction.mul_(moving[name])
                 if velocity:
                     direction = velocity[position].mul_(momentum).add_(direction)
                 p.add_(direction, alpha=-learning_rate(step))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from structlog.stdlib import get_logger
@@ -30,8 +30,9 @@ class Descent:
     weight_decay: float = 0.0
     momentum: float = 0.0
     forward: Callable[[int], Forward] = lambda step: dict
-    """Of a step within the task: what the model computes with, given the trained parameters; must
-    not depend on data."""
+    """Of a step within the task: what the model computes with, given its parameters."""
+    moving: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By name of a parameter, bool in its shape: where it may move; others move everywhere."""
 
 
 def train_privately(
@@ -111,6 +112,7 @@ def _noisy_steps(
         momentum=descent.momentum,
         microbatch=settings.microbatch,
         forward=descent.forward,
+        moving=descent.moving,
         progress=context.progress,
     )
     values = read_tensors(module)
