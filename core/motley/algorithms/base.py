@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from motley.device import Hardware, Link
+from motley.errors import TrainingError
 from motley.models.units import UnitTable
 from motley.plan import FULL_PRECISION, Plan
 from motley.task import TaskSpec
@@ -272,6 +273,22 @@ class Algorithm(ABC):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Run one task's local steps from the broadcast and the personal state."""
+
+    trains_together: ClassVar[bool] = False
+    """Whether `train_together` is more than one client after the other."""
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Run one task's local steps of clients with equal plans at once (simulations do).
+
+        Returns what became of each, or None where these clients cannot train together: then each
+        one trains alone. The results are those of `train` but for rounding.
+        """
+        return None
 
     @abstractmethod
     def model_for(

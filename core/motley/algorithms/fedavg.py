@@ -7,7 +7,7 @@ rate η = `learning_rate`, samples n_k the weights of the mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -23,6 +23,7 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.algorithms.local_settings import LocalSettings
+from motley.errors import TrainingError
 from motley.privacy.settings import PrivacySettings
 from motley.wire import encode_dense
 
@@ -97,6 +98,41 @@ class FedAvg(Algorithm):
             samples=len(context.data.train),
             metrics={"loss": loss},
         )
+
+    trains_together: ClassVar[bool] = True
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Run τ SGD steps of all clients' models in one go."""
+        from motley.training.many import open_many
+        from motley.training.sgd_many import local_sgd_many
+
+        settings = self.settings
+        if settings.privacy != "none":
+            return None  # clipping and noise are each client's own
+        states = [broadcast.tensors for broadcast in broadcasts]
+        model = open_many(contexts, contexts[0].task.global_variant, states)
+        if model is None:
+            return None
+        losses = local_sgd_many(
+            model,
+            contexts,
+            [settings.batches(context) for context in contexts],
+            steps=settings.local_steps,
+            learning_rate=settings.rate,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+        return [
+            loss
+            if isinstance(loss, TrainingError)
+            else Trained(update=tensors, samples=len(context.data.train), metrics={"loss": loss})
+            for context, tensors, loss in zip(contexts, model.tensors_of_all(), losses, strict=True)
+        ]
 
     def model_for(
         self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None

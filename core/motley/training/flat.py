@@ -91,11 +91,12 @@ class FlatModel:
             upstream: the loss's gradient in `result`.
         """
         parts = torch.autograd.grad(result, self.parameters, upstream, allow_unused=True)
+        rows = len(self.values)
         flat = [
-            (torch.zeros_like(parameter) if part is None else part).reshape(-1)
+            (torch.zeros_like(parameter) if part is None else part).reshape(rows, -1)
             for parameter, part in zip(self.parameters, parts, strict=True)
         ]
-        torch.cat(flat, out=self._gradient[0])
+        torch.cat(flat, dim=1, out=self._gradient)
         return self._gradient
 
     def descend(

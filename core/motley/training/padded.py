@@ -1,0 +1,65 @@
+"""One batch of each of K clients, folded into one tensor; short batches are filled up.
+
+Clients' batches differ in size where their data does. The largest sets B; what fills the others up
+repeats the client's own first sample, so that it can make nothing worse than the client itself, and
+has weight 0. Every mean is over a client's own samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from motley.algorithms.base import ClientContext
+from motley.training.batches import Batches
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch of each of K clients."""
+
+    inputs: torch.Tensor
+    """[K·B, ...], client by client."""
+    targets: torch.Tensor
+    """[K·B, ...]."""
+    weights: torch.Tensor
+    """[K, B]: one over the client's samples, 0 for a filler."""
+    mask: torch.Tensor | None
+    """[K, B], 1 and 0; None where nothing is filled up."""
+
+    def means(self, values: torch.Tensor) -> torch.Tensor:
+        """Return each client's mean, [K], of a value of each sample, [K·B] or [K·B, ...]."""
+        each = values.flatten(1).mean(1) if values.dim() > 1 else values
+        return (each.view(self.weights.shape) * self.weights).sum(1)
+
+
+class PaddedBatches:
+    """Batches of K clients by iteration."""
+
+    def __init__(self, contexts: Sequence[ClientContext], batches: Sequence[Batches]) -> None:
+        self._splits = [context.data.train for context in contexts]
+        self._batches, self._device = batches, contexts[0].device
+
+    def __call__(self, iteration: int) -> Padded:
+        """Return every client's batch at `iteration`."""
+        chosen = [batches(iteration) for batches in self._batches]
+        sizes = np.array([len(index) for index in chosen])
+        longest = int(sizes.max())
+        filled = [np.resize(index, longest) if len(index) < longest else index for index in chosen]
+        for index, size in zip(filled, sizes, strict=True):
+            index[size:] = index[0]
+        present = np.arange(longest) < sizes[:, None]
+        weights = (present / sizes[:, None]).astype(np.float32)
+        even = bool((sizes == longest).all())
+        return Padded(
+            inputs=self._joined([s.inputs[i] for s, i in zip(self._splits, filled, strict=True)]),
+            targets=self._joined([s.targets[i] for s, i in zip(self._splits, filled, strict=True)]),
+            weights=torch.from_numpy(weights).to(self._device),
+            mask=None if even else torch.from_numpy(present.astype(np.float32)).to(self._device),
+        )
+
+    def _joined(self, parts: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)

@@ -1,0 +1,149 @@
+"""Training many clients at once against training them one by one, with uneven data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from together import assert_close, contexts, global_model
+from torch import nn
+
+from motley.algorithms.fedavg import FedAvg
+from motley.errors import TrainingError
+from motley.training.many import form_of
+from motley.workload import DataSpec, LocalData, Variant, Workload
+from motley.workloads.digits import Digits
+
+ONE_STEP = 1e-6
+"""Largest difference of a value after one step from equal values, learning rate 0.1."""
+
+
+class Own(Workload):
+    """Models with layers of many kinds."""
+
+    def __init__(self, **builders: object) -> None:
+        self._builders = builders
+
+    def variants(self) -> Mapping[str, Variant]:
+        return {name: Variant(build) for name, build in self._builders.items()}  # type: ignore[arg-type]
+
+    def load(self, spec: DataSpec) -> LocalData:
+        raise NotImplementedError
+
+
+class Normed(nn.Module):
+    """A convolution with stride, groups and no bias, and batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.grouped = nn.Conv2d(4, 8, 3, groups=2)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        out: torch.Tensor = self.fc(self.grouped(x).flatten(1))
+        return out
+
+
+class Layered(nn.Module):
+    """Layer normalisation, which has no folded form, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(64))
+        self.norm = nn.LayerNorm(64)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(self.norm(x.flatten(1) * self.scale))
+        return out
+
+
+class Mixing(nn.Module):
+    """Looks at the whole batch: no form may take it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(x.flatten(1) - float(x.mean()))
+        return out + float(out.mean())
+
+
+OWN = Own(normed=Normed, layered=Layered, mixing=Mixing)
+
+
+@pytest.mark.parametrize(
+    ("workload", "variant", "form"),
+    [
+        (Digits(), "cnn1", "folded"),
+        (Digits(), "mlp", "folded"),
+        (Digits(), "resnet20", "folded"),
+        (OWN, "normed", "folded"),
+        (OWN, "layered", "mapped"),
+        (OWN, "mixing", ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_form_that_fits_is_found(workload: Workload, variant: str, form: str) -> None:
+    states = [global_model(workload, variant, seed).tensors for seed in (1, 2)]
+    assert form_of(workload, variant, states, torch.rand(2, 1, 8, 8)) == form
+
+
+@pytest.mark.parametrize("batch", [5, 12])
+@pytest.mark.parametrize(
+    ("workload", "variant"),
+    [(Digits(), "cnn1"), (Digits(), "cnn2"), (Digits(), "mlp"), (OWN, "normed"), (OWN, "layered")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_step_of_fedavg(workload: Workload, variant: str, batch: int) -> None:
+    algorithm = FedAvg.configure({"local_steps": 1, "batch_size": batch, "weight_decay": 0.01})
+    made = contexts(workload, algorithm, variant)
+    received = [global_model(workload, variant, seed) for seed in (1, 2, 3, 4)]
+    found = algorithm.train_together(made, received, [None] * 4)
+    assert found is not None
+    for context, broadcast, trained in zip(made, received, found, strict=True):
+        alone = algorithm.train(context, broadcast, None)
+        assert not isinstance(trained, TrainingError)
+        assert_close(trained.update, alone.update, ONE_STEP)
+        assert trained.samples == alone.samples
+        assert trained.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-6)
+
+
+def test_a_task_of_many_steps_with_momentum_stays_close() -> None:
+    algorithm = FedAvg.configure({"local_steps": 20, "batches_per_pass": 4, "momentum": 0.9})
+    made = contexts(Digits(), algorithm, "cnn1", round_number=2)
+    broadcast = global_model(Digits(), "cnn1")
+    found = algorithm.train_together(made, [broadcast] * 4, [None] * 4)
+    assert found is not None
+    for context, trained in zip(made, found, strict=True):
+        assert not isinstance(trained, TrainingError)
+        assert_close(trained.update, algorithm.train(context, broadcast, None).update, 1e-4)
+
+
+def test_a_client_that_diverges_fails_alone() -> None:
+    algorithm = FedAvg.configure({"local_steps": 3, "batch_size": 10})
+    made = contexts(Digits(), algorithm, "mlp")
+    made[1].data.train.inputs[:] = np.inf
+    broadcast = global_model(Digits(), "mlp")
+    found = algorithm.train_together(made, [broadcast] * 4, [None] * 4)
+    assert found is not None
+    assert isinstance(found[1], TrainingError)
+    assert "client-1" in str(found[1])
+    for number in (0, 2, 3):
+        trained = found[number]
+        assert not isinstance(trained, TrainingError)
+        alone = algorithm.train(made[number], broadcast, None)
+        assert_close(trained.update, alone.update, 1e-5)
+
+
+def test_a_variant_without_a_form_is_left_to_training_alone() -> None:
+    algorithm = FedAvg.configure({"local_steps": 1})
+    made = contexts(OWN, algorithm, "mixing")
+    broadcast = global_model(OWN, "mixing")
+    assert algorithm.train_together(made, [broadcast] * 4, [None] * 4) is None

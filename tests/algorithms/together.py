@@ -1,0 +1,80 @@
+"""Contexts of a few clients with uneven data, for tests of training together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Tensors
+from motley.models.units import fresh_tensors
+from motley.plan import Plan
+from motley.task import TaskKind, TaskSpec
+from motley.workload import LocalData, Scalar, Split, Workload
+
+SIZES = (17, 40, 23, 9)
+
+
+def contexts(
+    workload: Workload,
+    algorithm: Algorithm,
+    variant: str,
+    *,
+    bits: Mapping[str, int] | None = None,
+    sizes: Sequence[int] = SIZES,
+    shape: tuple[int, ...] = (1, 8, 8),
+    round_number: int = 1,
+    rounds: int = 4,
+) -> list[ClientContext]:
+    """Return one context a client, with random data of these sizes."""
+    made = []
+    for number, size in enumerate(sizes):
+        rng = np.random.default_rng(number)
+        split = Split(
+            rng.random((size, *shape), np.float32), rng.integers(0, 10, size).astype(np.int64)
+        )
+        settings: dict[str, Scalar] = algorithm.settings.model_dump(exclude_none=True)
+        task = TaskSpec(
+            task_id=f"t-{number}",
+            kind=TaskKind.TRAIN,
+            run_id="r",
+            run_name="run",
+            round=round_number,
+            rounds=rounds,
+            algorithm=algorithm.name,
+            workload="w",
+            plan=Plan(
+                variant=variant,
+                bits=bits or {},
+                settings=settings,
+                iteration=(round_number - 1) * algorithm.local_steps,
+                iterations=rounds * algorithm.local_steps,
+            ),
+            run_seed=3,
+            client=f"client-{number}",
+            global_variant=variant if algorithm.has_global_model else "",
+        )
+        made.append(ClientContext(task=task, workload=workload, data=LocalData(split, split)))
+    return made
+
+
+def global_model(workload: Workload, variant: str, seed: int = 1) -> Broadcast:
+    """Return a freshly drawn model as it is sent."""
+    return Broadcast.of(fresh_tensors(workload.variants()[variant], seed))
+
+
+def assert_close(found: Mapping[str, object], expected: Mapping[str, object], bound: float) -> None:
+    """Compare tensors by name; `bound` is on the largest difference, absolute."""
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        difference = np.abs(
+            np.subtract(np.asarray(found[name]), np.asarray(values), dtype=np.float64)
+        )
+        assert difference.max(initial=0) <= bound, (name, difference.max())
+
+
+def started(
+    algorithm: Algorithm, made: Sequence[ClientContext], broadcast: Broadcast
+) -> list[Tensors]:
+    """Return what each client alone sends after its task."""
+    return [dict(algorithm.train(c, broadcast, None).update) for c in made]
