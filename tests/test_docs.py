@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pydantic import BaseModel
 
 from fedserver.cli import app
 from fedserver.rounds.view import list_clients, list_runs
+from motley import plugins
 from motley.algorithms import registry
 from motley.runfile import RunFile, parse
 
@@ -170,6 +173,25 @@ def test_the_example_workload_is_the_one_in_the_page(file: str, language: str) -
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda p: p.name)
 def test_run_files_among_the_examples_are_valid(path: Path) -> None:
     parse(path.read_text(), path.name)
+
+
+def test_every_built_in_workload_is_explained() -> None:
+    """Its name, its variants, its options and its arguments."""
+    words = {part for word in named(page("workloads.md")) for part in re.split(r"[?&=,/ ]+", word)}
+    points = entry_points(group=plugins.GROUP)
+    assert {"digits", "cifar100", "shakespeare"} <= set(points.names)
+    for point in points:
+        found = point.load()
+        arguments = inspect.signature(found).parameters
+        workload = found(**({"labels": "a,b"} if "labels" in arguments else {}))
+        options = {
+            option
+            for name, names in {**vars(inspect.getmodule(found)), **vars(found)}.items()
+            if name.upper().endswith("OPTIONS")
+            for option in names
+        }
+        missing = {point.name, *workload.variants(), *arguments, *options} - words
+        assert not missing, f"docs/workloads.md does not name {missing}"
 
 
 # --- operations.md -------------------------------------------------------------------------------

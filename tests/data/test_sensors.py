@@ -127,8 +127,8 @@ def test_published_trials(tmp_path: Path) -> None:
     write_trial(tmp_path / "SA01" / "F15_SA01_R01.txt", fall)
     write_trial(tmp_path / "SA01" / "F15_SA01_R02.txt", fall[:400])
     (tmp_path / "SA01" / "Readme.txt").write_text("not a trial")
-    assert sisfall.read_subjects(tmp_path) == ["SA01"]
-    (recording,) = sisfall.read_recordings(tmp_path, ["SA01"])
+    assert sisfall.open_set(tmp_path).subjects == ["SA01"]
+    recording = sisfall.open_set(tmp_path).recording("SA01")
     assert recording.codes.tolist() == ["D01", "D01", "F15"]
     assert recording.activities.tolist() == [0, 0, 8]
     # Means of four lines, 256 a g: 1.5, 5.5, ...; the second window goes on at 128.
@@ -138,13 +138,13 @@ def test_published_trials(tmp_path: Path) -> None:
     assert not recording.signals[:, :, 2:].any()
     (tmp_path / "SA01" / "D01_SA01_R01.txt").write_text("1,2,3;\n4,5,6;\n")
     with pytest.raises(DataError, match="has 3 numbers a line; a trial of SisFall has 9"):
-        sisfall.read_recordings(tmp_path, ["SA01"])
+        sisfall.open_set(tmp_path).recording("SA01")
     (tmp_path / "SA01" / "D01_SA01_R01.txt").write_text("1,2,x;\n")
     with pytest.raises(DataError, match="cannot be read"):
-        sisfall.read_recordings(tmp_path, ["SA01"])
+        sisfall.open_set(tmp_path).recording("SA01")
     (tmp_path / "SA02").mkdir()
     with pytest.raises(DataError, match="SA02 holds no trial that is long enough"):
-        sisfall.read_recordings(tmp_path, ["SA02"])
+        sisfall.open_set(tmp_path).recording("SA02")
 
 
 def test_the_window_of_a_transient_is_where_most_happens() -> None:
@@ -243,9 +243,10 @@ def test_real_windows() -> None:
     if not root or not (Path(root) / "sisfall").is_dir():
         pytest.skip("MOTLEY_DATA_DIR names no folder with sisfall in it")
     folder = Path(root) / "sisfall"
-    names = sisfall.read_subjects(folder)
+    names = sisfall.open_set(folder).subjects
     assert (len(names), names[0], names[-1]) == (38, "SA01", "SE15")
-    recordings = sisfall.read_recordings(folder, names)
+    archive = sisfall.open_set(folder)
+    recordings = [archive.recording(name) for name in names]
     assert sum(len(recording.codes) for recording in recordings) == 12_796
     falls = {
         name: int((recording.activities == 8).sum())
@@ -253,9 +254,9 @@ def test_real_windows() -> None:
     }
     assert [name for name in names if name.startswith("SE") and falls[name]] == ["SE06"]
     assert all(falls[name] for name in names if name.startswith("SA"))
-    with np.load(folder / "sisfall.npz") as archive:
-        assert archive["classes"].tolist() == list(ACTIVITIES)
-        npt.assert_array_equal([ACTIVITY_OF[code] for code in archive["code"]], archive["y"])
+    with np.load(folder / "sisfall.npz") as stored:
+        assert stored["classes"].tolist() == list(ACTIVITIES)
+        npt.assert_array_equal([ACTIVITY_OF[code] for code in stored["code"]], stored["y"])
     # At rest the size of the acceleration is one g.
     size = np.linalg.norm(recordings[0].signals[recordings[0].codes == "D17", :, :3], axis=2)
     assert float(np.median(size)) == pytest.approx(1, abs=0.05)

@@ -17,7 +17,6 @@ windows; any other trial the one in which the size of the acceleration varies mo
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -60,33 +59,68 @@ class Recording:
         return np.array([ACTIVITY_OF[code] for code in self.codes.tolist()], np.int64)
 
 
-def read_subjects(folder: Path) -> list[str]:
-    """Return the names of the subjects that a folder has data of, in order.
+@dataclass(frozen=True)
+class Archive:
+    """Windows made beforehand, as in `sisfall.npz`."""
 
-    Raises:
-        DataError: the folder has neither form of the set.
-    """
+    path: Path
+    signals: npt.NDArray[np.int16]
+    codes: npt.NDArray[np.str_]
+    owners: npt.NDArray[np.integer]
+    """[N]: each window's subject, counted in `names`."""
+    names: tuple[str, ...]
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names of all subjects, in order."""
+        return sorted(self.names)
+
+    def recording(self, subject: str) -> Recording:
+        """Return one subject's windows; raise DataError when there are none."""
+        known = [number for number, name in enumerate(self.names) if name == subject]
+        usable = np.isin(self.codes, list(ACTIVITY_OF))
+        mine = np.flatnonzero(np.isin(self.owners, known) & usable)
+        if not len(mine):
+            raise DataError(f"{self.path} has no windows of subject {subject!r}")
+        return Recording(self.signals[mine].astype(np.float32) * _SCALE, self.codes[mine])
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The published folders; a subject's files are read when they are asked for."""
+
+    folder: Path
+    subjects: list[str]
+
+    def recording(self, subject: str) -> Recording:
+        """Return one subject's windows; raise DataError when it has none or a file is damaged."""
+        signals, codes = [], []
+        pattern = f"[DF][0-9][0-9]_{subject}_R[0-9][0-9].txt"
+        for path in sorted((self.folder / subject).glob(pattern)):
+            code = path.name[:3]
+            if code in ACTIVITY_OF:
+                found = cut_windows(_read_trial(path), code)
+                signals.append(found)
+                codes += [code] * len(found)
+        if not codes:
+            raise DataError(
+                f"{self.folder / subject} holds no trial that is long enough for a window; "
+                f"expected files as F01_{subject}_R01.txt"
+            )
+        return Recording(np.concatenate(signals) * _SCALE, np.array(codes))
+
+
+def open_set(folder: Path) -> Archive | Trials:
+    """Return what a folder holds, in either form; raise DataError when it holds neither."""
     if (folder / ARCHIVE).is_file():
-        with _archive(folder / ARCHIVE) as archive:
-            return sorted(str(name) for name in archive["subjects"])
+        return _read_archive(folder / ARCHIVE)
     names = [path.name for path in folder.glob("S[AE][0-9][0-9]") if path.is_dir()]
     if not names:
         raise DataError(
             f"{folder} holds neither {ARCHIVE} nor folders SA01, SA02, ... of SisFall's trials; "
             f"name the folder that does"
         )
-    return sorted(names)
-
-
-def read_recordings(folder: Path, subjects: Sequence[str]) -> list[Recording]:
-    """Return the windows of each of some subjects.
-
-    Raises:
-        DataError: a subject has no data, or a file is damaged.
-    """
-    if (folder / ARCHIVE).is_file():
-        return _from_archive(folder / ARCHIVE, subjects)
-    return [_from_trials(folder, subject) for subject in subjects]
+    return Trials(folder, sorted(names))
 
 
 def cut_windows(trial: npt.NDArray[np.float32], code: str) -> npt.NDArray[np.float32]:
@@ -101,22 +135,6 @@ def cut_windows(trial: npt.NDArray[np.float32], code: str) -> npt.NDArray[np.flo
         at = int(np.argmax(varied[WIDTH:] - varied[:-WIDTH]))
         starts = range(at, at + 1)
     return np.stack([trial[start : start + WIDTH] for start in starts])
-
-
-def _from_trials(folder: Path, subject: str) -> Recording:
-    signals, codes = [], []
-    for path in sorted((folder / subject).glob(f"[DF][0-9][0-9]_{subject}_R[0-9][0-9].txt")):
-        code = path.name[:3]
-        if code in ACTIVITY_OF:
-            found = cut_windows(_read_trial(path), code)
-            signals.append(found)
-            codes += [code] * len(found)
-    if not codes:
-        raise DataError(
-            f"{folder / subject} holds no trial that is long enough for a window; expected files "
-            f"as F01_{subject}_R01.txt"
-        )
-    return Recording(np.concatenate(signals) * _SCALE, np.array(codes))
 
 
 def _read_trial(path: Path) -> npt.NDArray[np.float32]:
@@ -135,37 +153,19 @@ def _read_trial(path: Path) -> npt.NDArray[np.float32]:
     return np.asarray(groups.mean(axis=1), np.float32)
 
 
-def _archive(path: Path) -> np.lib.npyio.NpzFile:
+def _read_archive(path: Path) -> Archive:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.lib.npyio.NpzFile) and {
-            "x",
-            "code",
-            "subject",
-            "subjects",
-        } <= set(archive.files):
-            return archive
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with np.load(path, allow_pickle=False) as archive:
+            signals, codes = archive["x"], archive["code"]
+            owners, names = archive["subject"], archive["subjects"]
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}; expected windows of SisFall") from None
-    raise DataError(f"{path} is no archive of x, code, subject and subjects")
-
-
-def _from_archive(path: Path, subjects: Sequence[str]) -> list[Recording]:
-    with _archive(path) as archive:
-        signals, codes = archive["x"], archive["code"]
-        names, owners = archive["subjects"], archive["subject"]
+    except KeyError:
+        raise DataError(f"{path} is no archive of x, code, subject and subjects") from None
     expected = (len(codes), WIDTH, CHANNELS)
     if signals.shape != expected or owners.shape != codes.shape:
         raise DataError(
             f"{path} holds x {list(signals.shape)} and subject {list(owners.shape)} for "
             f"{len(codes)} codes; expected {list(expected)} and {list(codes.shape)}"
         )
-    usable = np.isin(codes, list(ACTIVITY_OF))
-    recordings = []
-    for subject in subjects:
-        known = [number for number, name in enumerate(names.tolist()) if name == subject]
-        mine = np.flatnonzero(np.isin(owners, known) & usable)
-        if not len(mine):
-            raise DataError(f"{path} has no windows of subject {subject!r}")
-        recordings.append(Recording(signals[mine].astype(np.float32) * _SCALE, codes[mine]))
-    return recordings
+    return Archive(path, signals, codes, owners, tuple(map(str, names.tolist())))

@@ -182,9 +182,7 @@ def unit_table(
     tensors = _state(module)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     if quantized is None:
-        matrices = [name for name, t in tensors.items() if name in parameters and t.dim() >= 2]
-        trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-        chosen = trained & set(matrices if ends else matrices[1:-1]) - set(full_precision)
+        chosen = _inner_matrices(module, tensors, ends=ends) - set(full_precision)
     else:
         chosen = set(_checked_quantized(quantized, tensors, parameters))
     _check_not_shared(chosen, tensors)
@@ -301,6 +299,15 @@ def _dtype_name(name: str, tensor: torch.Tensor) -> str:
     if dtype not in DTYPES:
         raise WorkloadError(f"tensor {name!r} is {dtype}; expected one of {', '.join(DTYPES)}")
     return dtype
+
+
+def _inner_matrices(
+    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, ends: bool
+) -> set[str]:
+    """Return the trained parameters of two or more dimensions, with or without first and last."""
+    trains = dict(module.named_parameters(remove_duplicate=False))
+    matrices = [name for name, tensor in tensors.items() if name in trains and tensor.dim() >= 2]
+    return {name for name in (matrices if ends else matrices[1:-1]) if trains[name].requires_grad}
 
 
 def _checked_quantized(
