@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from motley.data.shared import shared
 from motley.errors import DataError
 
 WIDTH, CHANNELS = 128, 6
@@ -110,6 +111,7 @@ class Trials:
         return Recording(np.concatenate(signals) * _SCALE, np.array(codes))
 
 
+@shared
 def open_set(folder: Path) -> Archive | Trials:
     """Return what a folder holds, in either form; raise DataError when it holds neither."""
     if (folder / ARCHIVE).is_file():

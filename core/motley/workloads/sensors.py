@@ -19,7 +19,6 @@ import numpy as np
 
 from motley.data import sisfall
 from motley.data.draws import Indices
-from motley.data.rereading import Rereading
 from motley.errors import DataError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.options import check_known, count, fraction, index, value
@@ -38,7 +37,6 @@ class SisFall(Workload):
 
     def __init__(self, activities: bool = True) -> None:
         """Tell nine activities apart, of which the last is a fall; or falls (1) from the rest."""
-        self._reading = Rereading()
         self._activities = activities
         self._classes = len(sisfall.ACTIVITIES) if activities else 2
 
@@ -90,8 +88,7 @@ class SisFall(Workload):
         }
 
     def _splits(self, spec: DataSpec) -> tuple[Split, Split]:
-        folder = Path(spec.location)
-        source = self._reading(folder, lambda: sisfall.open_set(folder))
+        source = sisfall.open_set(Path(spec.location))
         share = value(spec.options.get("train"), "train", fraction) or TRAIN
         trains, tests = [], []
         for name in chosen_subjects(spec, source.subjects):
