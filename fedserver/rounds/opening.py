@@ -203,7 +203,9 @@ def opened(
     if current is None or current.status != "opening":
         return  # stopped or removed meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
-    for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
+    # Tasks of clients that were shut out or put aside meanwhile have ended, and stay so.
+    planned = select(tasks).where(tasks.c.round_id == job.round_id, tasks.c.status == "planned")
+    for row in tx.execute(planned).all():
         payload = digests[Form.of(Plan.from_json(row.spec["plan"]))] if broadcast else ""
         tx.execute(
             update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)

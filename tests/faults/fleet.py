@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fault_shim import children, stop_for
-from forge import Forge
 from tcp_proxy import Link, Proxy
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "integration"))
+INTEGRATION = HERE.parent / "integration"
+sys.path.insert(0, str(INTEGRATION))
 
 from federation import Federation  # noqa: E402
+from forge import Forge  # noqa: E402
 
 from fedclient.errors import EXIT_CERTIFICATE  # noqa: E402
 from fedserver.client import Operator  # noqa: E402
@@ -56,7 +57,7 @@ class Fleet(Federation):
             forked: start processes by forking (forge.py), else plainly.
             certificates: options of `fedserver init`; None: plain text.
         """
-        super().__init__(root, certificates)
+        super().__init__(root, certificates, forked=False)
         self.serve_options: tuple[str, ...] = ()
         """More options of `fedserver serve`."""
         self.serve_environment: dict[str, str] = {}
@@ -69,7 +70,7 @@ class Fleet(Federation):
         self._offsets: dict[str, int] = {}
         self._faults = root / "faults"
         self._faults.mkdir()
-        python_path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        python_path = [str(HERE), str(INTEGRATION), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
@@ -77,7 +78,8 @@ class Fleet(Federation):
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        self._forge = Forge(root, self._environment) if forked else None
+        if forked:
+            self._forge = Forge(root, self._environment, "fault_shim", "tiny_workload")
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -95,14 +97,9 @@ class Fleet(Federation):
             **extra,
         }
         self._last_start[name] = time.monotonic()
-        if self._forge is None:
-            # `-m launch` and not its path: the folder of the tests comes with PYTHONPATH.
-            super()._start(name, ["launch", module, *options], **environment)
-            return
-        environment["FAULTS_FORGE"] = str(self._forge.socket)
-        with (self.root / f"{name}.log").open("ab") as log:
-            started: Any = self._forge.start([module, *options], environment, self.root, log)
-        self.processes[name] = started
+        # `-m launch` and not its path: the folder of the tests comes with PYTHONPATH.
+        before = [] if self._forge else ["launch"]
+        super()._start(name, [*before, module, *options], **environment)
 
     def link(self, name: str) -> Link:
         """Return the network of a client."""

@@ -4,7 +4,7 @@ A training process takes over two seconds of processor time to import torch, a s
 that kills hundreds of them would spend most of its time there. `python forge.py SOCKET` imports
 all and waits; each request (arguments, environment, folder, three descriptors) becomes a fork with
 a session of its own, so that signals, groups and exit statuses are those of any process. Where
-figures of a process count (memory), processes are started plainly instead.
+figures of a process count (memory), or how programs start, they are started plainly instead.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MODULES = (
     "fedserver.cli",
     "fedserver.serve",
     "fedserver.secure",
+    "fedserver.model_process",
     "fedclient.cli",
     "fedclient.daemon",
     "fedclient.channel",
@@ -42,7 +43,6 @@ MODULES = (
     "motley.training.alternating",
     "motley.training.sgd",
     "motley.training.distillation",
-    "tiny_workload",
 )
 REQUEST_BYTES = 1 << 18
 
@@ -50,11 +50,12 @@ REQUEST_BYTES = 1 << 18
 class Forge:
     """The bench's side: the process that forks, and what it forked."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], *more: str) -> None:
+        """Start it; `more` are modules that it imports besides the product's own."""
         self.socket = folder / "forge.sock"
         self._log = (folder / "forge.log").open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-u", str(HERE / "forge.py"), str(self.socket)],
+            [sys.executable, "-u", str(HERE / "forge.py"), str(self.socket), *more],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
@@ -212,10 +213,10 @@ def _work(request: dict[str, Any]) -> None:
     if "stub" in request:
         _die_with(request["stub"])
     module, *_ = arguments = request["arguments"]
-    if module == "fedclient.profile":
+    if module in ("fedclient.profile", "fedserver.model_process"):
         sys.argv = arguments
-        importlib.import_module(module).main()
-        return
+        sys.path.insert(0, os.getcwd())
+        sys.exit(importlib.import_module(module).main())
     sys.argv = ["launch", *arguments]
     importlib.import_module("launch").main()
 
@@ -240,7 +241,7 @@ def _die_with(pid: int) -> None:
 
 def main() -> None:
     """Import everything, then fork."""
-    for name in MODULES:
+    for name in (*MODULES, *sys.argv[2:]):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
