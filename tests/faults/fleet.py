@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,11 @@ from federation import Federation  # noqa: E402
 from forge import Forge  # noqa: E402
 
 from fedclient.errors import EXIT_CERTIFICATE  # noqa: E402
+from fedclient.identity.join import join  # noqa: E402
+from fedclient.identity.store import IdentityStore  # noqa: E402
 from fedserver.client import Operator  # noqa: E402
+from motley.errors import MotleyError  # noqa: E402
+from motley.identity.tokens import parse_token  # noqa: E402
 from motley.wire.stubs import control_pb2  # noqa: E402
 
 NAMES = tuple(f"c{index}" for index in range(6))
@@ -112,7 +115,9 @@ class Fleet(Federation):
         self.proxy.target = (host, int(port))
 
     def start_client(self, name: str) -> None:
-        """Start a client."""
+        """Start a client; with certificates it joins first, if it has not yet."""
+        if self.certificates is not None and not (self.root / name / "identity").exists():
+            assert self._joined(name), self.tails()
         self.client(name, data_of(name), "--tier", TIERS[name], "--workload", WORKLOAD)
 
     def start(self) -> None:
@@ -128,8 +133,11 @@ class Fleet(Federation):
                 continue
             if time.monotonic() - self._last_start[name] < 0.5:
                 continue
-            if process.returncode == EXIT_CERTIFICATE and not self._joined_again(name):
-                continue
+            if process.returncode == EXIT_CERTIFICATE:
+                self._last_start[name] = time.monotonic()
+                if not self._joined(name):
+                    continue
+                self.rejoined += 1
             del self.processes[name]
             self.restarts[name] = self.restarts.get(name, 0) + 1
             if name == "server":
@@ -138,15 +146,21 @@ class Fleet(Federation):
             else:
                 self.start_client(name)
 
-    def _joined_again(self, name: str) -> bool:
-        """Let a device whose certificate ran out join anew, as an operator would."""
-        self._last_start[name] = time.monotonic()
+    def _joined(self, name: str) -> bool:
+        """Let a device join, or join anew; False when the server is away.
+
+        By the product's own functions, but without commands: on a busy machine short-lived
+        certificates would run out while those start.
+        """
+        request = control_pb2.CreateTokenRequest(uses=1, seconds=600.0, name=name)
+        reply = self.ask(lambda stub: stub.CreateToken(request, timeout=CALL_SECONDS))
+        if reply is None:
+            return False
         try:
-            joined = self.join(name, "--client", name).returncode == 0
-        except (AssertionError, subprocess.TimeoutExpired):
-            joined = False  # the server is away
-        self.rejoined += joined
-        return joined
+            join(parse_token(reply.token), name, IdentityStore(self.root / name))
+        except MotleyError:
+            return False
+        return True
 
     def power_cut(self, name: str) -> None:
         """Kill a process and its training process at once."""
