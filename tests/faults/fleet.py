@@ -20,7 +20,6 @@ INTEGRATION = HERE.parent / "integration"
 sys.path.insert(0, str(INTEGRATION))
 
 from federation import Federation  # noqa: E402
-from forge import Forge  # noqa: E402
 
 from fedclient.errors import EXIT_CERTIFICATE  # noqa: E402
 from fedclient.identity.join import join  # noqa: E402
@@ -60,7 +59,7 @@ class Fleet(Federation):
             forked: start processes by forking (forge.py), else plainly.
             certificates: options of `fedserver init`; None: plain text.
         """
-        super().__init__(root, certificates, forked=False)
+        super().__init__(root, certificates, forked=forked)
         self.serve_options: tuple[str, ...] = ()
         """More options of `fedserver serve`."""
         self.serve_environment: dict[str, str] = {}
@@ -81,8 +80,6 @@ class Fleet(Federation):
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        if forked:
-            self._forge = Forge(root, self._environment, "fault_shim", "tiny_workload")
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -184,8 +181,6 @@ class Fleet(Federation):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGCONT)
         super().close()
-        if self._forge is not None:
-            self._forge.close()
         self.proxy.close()
 
     # --- faults ------------------------------------------------------------------------------

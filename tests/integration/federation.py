@@ -39,8 +39,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
 def shared_forge() -> Forge:
     """Return the process that forks for all tests of this session; it ends with it."""
     folder = tempfile.TemporaryDirectory(prefix="forge-")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    forge = Forge(Path(folder.name), environment, "motley.workloads.digits", "sklearn.datasets")
+    forge = Forge(Path(folder.name))
     atexit.register(folder.cleanup)
     atexit.register(forge.close)
     return forge
