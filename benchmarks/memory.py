@@ -81,7 +81,7 @@ class Measured(Federation):
     """A federation whose server runs under settings of its own."""
 
     def __init__(self, root: Path, settings: Mapping[str, str]) -> None:
-        super().__init__(root)
+        super().__init__(root, forked=False)
         self._settings = settings
 
     def _start(self, name: str, arguments: list[str], **extra: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from fedserver.listeners import control_socket
+from fedserver.control_socket import control_socket
 from motley.errors import MotleyError
 from motley.wire.stubs import common_pb2, control_pb2, control_pb2_grpc
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fedserver.control_socket import control_socket
 from fedserver.errors import AddressError
 from fedserver.service.callers import OperatorsOnly
 from fedserver.service.decoding import RefuseUndecodable
@@ -65,11 +66,6 @@ class Ports:
     """"": the join port stays closed."""
     control: str = ""
     """"": the control service is on the unix socket alone."""
-
-
-def control_socket(root: Path) -> Path:
-    """Return the control socket of a data directory."""
-    return root / "control.sock"
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -25,6 +25,7 @@ LONGEST_SECONDS = 3600.0
 DISK_STATUS = 75
 """Exit status of a child that the disk refused something; its last line is a JSON list of errno and
 file name."""
+COMMAND = (sys.executable, "-m", "fedserver.model_process")
 _CHILDREN: set[subprocess.Popen[str]] = set()
 
 
@@ -36,7 +37,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         OSError: the disk refused it something, as it would have refused this process.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "fedserver.model_process"],
+        COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,7 +12,8 @@ import grpc
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.stdlib import get_logger
 
-from fedserver.listeners import Ports, client_server, control_socket, socket_server
+from fedserver.control_socket import control_socket
+from fedserver.listeners import Ports, client_server, socket_server
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence

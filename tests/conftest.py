@@ -1,9 +1,18 @@
-"""Shared by all tests: where real data lies, and folders whose modules tests import."""
+"""Shared by all tests: folders whose modules tests import, and initial models made once."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+
 for folder in ("server", "integration"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
+
+
+@pytest.fixture(autouse=True)
+def _models_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare tests within this process a child that imports torch for each run; see bench.py."""
+    if "bench" in sys.modules:
+        monkeypatch.setattr("fedserver.rounds.jobs.run_job", sys.modules["bench"].run_job_once)

@@ -293,6 +293,15 @@ def test_rooms_import_what_they_may(room: str) -> None:
                 assert not inside, f"{path.relative_to(ROOT)} imports {module}"
 
 
+def test_nothing_turns_data_into_code() -> None:
+    for folder in ("core", "fedserver", "fedclient"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not {"pickle", "marshal", "shelve", "dill"} & set(imported(path)), path
+            nodes = ast.walk(ast.parse(path.read_text()))
+            names = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+            assert not {"eval", "exec", "torch.load"} & names, path
+
+
 def test_the_server_imports_no_torch() -> None:
     code = (
         "import pkgutil, sys, fedserver\n"

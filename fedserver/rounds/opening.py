@@ -214,7 +214,9 @@ def opened(
         return  # stopped or removed meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
     plans = []
-    for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
+    # Tasks of clients that were shut out or put aside meanwhile have ended, and stay so.
+    planned = select(tasks).where(tasks.c.round_id == job.round_id, tasks.c.status == "planned")
+    for row in tx.execute(planned).all():
         plan = Plan.from_json(row.spec["plan"])
         plans.append(plan)
         payload = digests[Form.of(plan)] if broadcast else ""

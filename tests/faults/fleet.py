@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from fault_shim import children, stop_for
-from forge import Forge
 from tcp_proxy import Link, Proxy
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "integration"))
+INTEGRATION = HERE.parent / "integration"
+sys.path.insert(0, str(INTEGRATION))
 
 from federation import Federation  # noqa: E402
 
 from fedclient.errors import EXIT_CERTIFICATE  # noqa: E402
+from fedclient.identity.join import join  # noqa: E402
+from fedclient.identity.store import IdentityStore  # noqa: E402
 from fedserver.client import Operator  # noqa: E402
+from motley.errors import MotleyError  # noqa: E402
+from motley.identity.tokens import parse_token  # noqa: E402
 from motley.wire.stubs import control_pb2  # noqa: E402
 
 NAMES = tuple(f"c{index}" for index in range(6))
@@ -56,7 +59,7 @@ class Fleet(Federation):
             forked: start processes by forking (forge.py), else plainly.
             certificates: options of `fedserver init`; None: plain text.
         """
-        super().__init__(root, certificates)
+        super().__init__(root, certificates, forked=forked)
         self.serve_options: tuple[str, ...] = ()
         """More options of `fedserver serve`."""
         self.serve_environment: dict[str, str] = {}
@@ -69,7 +72,7 @@ class Fleet(Federation):
         self._offsets: dict[str, int] = {}
         self._faults = root / "faults"
         self._faults.mkdir()
-        python_path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        python_path = [str(HERE), str(INTEGRATION), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
@@ -77,7 +80,6 @@ class Fleet(Federation):
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        self._forge = Forge(root, self._environment) if forked else None
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -95,14 +97,9 @@ class Fleet(Federation):
             **extra,
         }
         self._last_start[name] = time.monotonic()
-        if self._forge is None:
-            # `-m launch` and not its path: the folder of the tests comes with PYTHONPATH.
-            super()._start(name, ["launch", module, *options], **environment)
-            return
-        environment["FAULTS_FORGE"] = str(self._forge.socket)
-        with (self.root / f"{name}.log").open("ab") as log:
-            started: Any = self._forge.start([module, *options], environment, self.root, log)
-        self.processes[name] = started
+        # `-m launch` and not its path: the folder of the tests comes with PYTHONPATH.
+        before = [] if self._forge else ["launch"]
+        super()._start(name, [*before, module, *options], **environment)
 
     def link(self, name: str) -> Link:
         """Return the network of a client."""
@@ -115,7 +112,9 @@ class Fleet(Federation):
         self.proxy.target = (host, int(port))
 
     def start_client(self, name: str) -> None:
-        """Start a client."""
+        """Start a client; with certificates it joins first, if it has not yet."""
+        if self.certificates is not None and not (self.root / name / "identity").exists():
+            assert self._joined(name), self.tails()
         self.client(name, data_of(name), "--tier", TIERS[name], "--workload", WORKLOAD)
 
     def start(self) -> None:
@@ -131,8 +130,11 @@ class Fleet(Federation):
                 continue
             if time.monotonic() - self._last_start[name] < 0.5:
                 continue
-            if process.returncode == EXIT_CERTIFICATE and not self._joined_again(name):
-                continue
+            if process.returncode == EXIT_CERTIFICATE:
+                self._last_start[name] = time.monotonic()
+                if not self._joined(name):
+                    continue
+                self.rejoined += 1
             del self.processes[name]
             self.restarts[name] = self.restarts.get(name, 0) + 1
             if name == "server":
@@ -141,15 +143,21 @@ class Fleet(Federation):
             else:
                 self.start_client(name)
 
-    def _joined_again(self, name: str) -> bool:
-        """Let a device whose certificate ran out join anew, as an operator would."""
-        self._last_start[name] = time.monotonic()
+    def _joined(self, name: str) -> bool:
+        """Let a device join, or join anew; False when the server is away.
+
+        By the product's own functions, but without commands: on a busy machine short-lived
+        certificates would run out while those start.
+        """
+        request = control_pb2.CreateTokenRequest(uses=1, seconds=600.0, name=name)
+        reply = self.ask(lambda stub: stub.CreateToken(request, timeout=CALL_SECONDS))
+        if reply is None:
+            return False
         try:
-            joined = self.join(name, "--client", name).returncode == 0
-        except (AssertionError, subprocess.TimeoutExpired):
-            joined = False  # the server is away
-        self.rejoined += joined
-        return joined
+            join(parse_token(reply.token), name, IdentityStore(self.root / name))
+        except MotleyError:
+            return False
+        return True
 
     def power_cut(self, name: str) -> None:
         """Kill a process and its training process at once."""
@@ -173,8 +181,6 @@ class Fleet(Federation):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGCONT)
         super().close()
-        if self._forge is not None:
-            self._forge.close()
         self.proxy.close()
 
     # --- faults ------------------------------------------------------------------------------

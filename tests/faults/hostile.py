@@ -83,7 +83,7 @@ class Outcome:
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
-    """Bytes of the server's resident memory: after the first inputs, and at the end."""
+    """Bytes of the server's resident memory: after each thousand of inputs, and at the end."""
     calm_seconds: float = 0.0
     attacked_seconds: float = 0.0
     rounds_beside: int = 0
@@ -91,7 +91,7 @@ class Outcome:
 
     @property
     def growth(self) -> float:
-        """Memory at the end over that after the first inputs."""
+        """Memory at the end over that after the first thousand inputs."""
         return self.resident[-1] / self.resident[0]
 
     def problems(self) -> list[str]:
@@ -141,7 +141,7 @@ class Attack:
                 self.outcome.statuses[item.kind, status] += 1
                 if status not in item.allowed:
                     self.outcome.wrong.append(f"{item.kind}: {status}")
-                if number == min(WARM_UP, self._count // 2):
+                if number % min(WARM_UP, self._count // 2) == 0:
                     self.outcome.resident.append(resident(self._world))
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from forge import Forge, Forged
+
+from fedserver.client import Operator
 
 PATIENCE = 90.0
 """Seconds that a condition may take on a busy machine before a test fails."""
@@ -28,31 +35,53 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
+@functools.cache
+def shared_forge() -> Forge:
+    """Return the process that forks for all tests of this session; it ends with it."""
+    folder = tempfile.TemporaryDirectory(prefix="forge-")
+    forge = Forge(Path(folder.name))
+    atexit.register(folder.cleanup)
+    atexit.register(forge.close)
+    return forge
+
+
 class Federation:
-    """One server and its clients, each a process with a folder of its own.
+    """One server and its clients, each a process with a folder of its own."""
 
-    `certificates`: options of `fedserver init`; None: plain text.
-    """
+    def __init__(
+        self, root: Path, certificates: list[str] | None = None, *, forked: bool = True
+    ) -> None:
+        """Make a federation of which nothing runs yet.
 
-    def __init__(self, root: Path, certificates: list[str] | None = None) -> None:
+        Args:
+            root: a folder for everything.
+            certificates: options of `fedserver init`; None: plain text.
+            forked: start processes by forking (forge.py), else plainly.
+        """
         self.root, self.certificates = root, certificates
+        self._forge = shared_forge() if forked else None
         self.data = root / "server"
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes] | Forged] = {}
         self.address = self.join_address = self.control_address = ""
 
     # --- processes ---------------------------------------------------------------------------
 
     def _start(self, name: str, arguments: list[str], **extra: str) -> None:
-        log = (self.root / f"{name}.log").open("ab")
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
-        self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            stdout=log,
-            stderr=log,
-            env=environment,
-            cwd=self.root,
-            start_new_session=True,
-        )
+        with (self.root / f"{name}.log").open("ab") as log:
+            if self._forge is not None:
+                environment["FORGE"] = str(self._forge.socket)
+                forged = self._forge.start(arguments, environment, self.root, log)
+                self.processes[name] = forged
+                return
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.root,
+                start_new_session=True,
+            )
 
     def serve(self, *options: str) -> None:
         """Start the server; on a restart it takes the same ports."""
@@ -134,15 +163,11 @@ class Federation:
 
     def submit(self, runfile: str) -> str:
         """Submit a run file's text; return the run's id."""
-        path = self.root / "run.toml"
-        path.write_text(runfile)
-        reply: str = json.loads(self.command("submit", str(path), "--json").stdout)["run_id"]
-        return reply
+        with Operator(self.data) as operator:
+            return operator.submit(runfile, "run.toml")
 
     def show(self, run: str) -> dict[str, Any]:
         """Return a run's record."""
-        from fedserver.client import Operator
-
         with Operator(self.data) as operator:
             return operator.show(run)
 
@@ -174,9 +199,11 @@ class Federation:
 
 
 @contextmanager
-def federation(root: Path, certificates: list[str] | None = None) -> Iterator[Federation]:
+def federation(
+    root: Path, certificates: list[str] | None = None, *, forked: bool = True
+) -> Iterator[Federation]:
     """Give a federation that is ended whatever happens; see `Federation`."""
-    found = Federation(root, certificates)
+    found = Federation(root, certificates, forked=forked)
     try:
         yield found
     finally:

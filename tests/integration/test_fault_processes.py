@@ -40,7 +40,7 @@ def test_a_killed_client_comes_back_and_the_run_ends_the_same(tmp_path: Path) ->
 
 
 def test_a_killed_server_goes_on_where_it_was(tmp_path: Path) -> None:
-    with federation(tmp_path) as bench:
+    with federation(tmp_path, forked=False) as bench:
         bench.serve()
         for index in range(2):
             bench.client(f"c{index}", data(index))

@@ -6,11 +6,15 @@ import json
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from federation import PATIENCE, Federation, federation, until
 from test_fedavg_processes import data, run
+
+from fedclient.identity.store import IdentityStore
+from motley.identity.certificates import Certificate
 
 pytestmark = pytest.mark.processes
 
@@ -63,27 +67,34 @@ def shut_out_in_mid_run(bench: Federation) -> None:
     bench.command("stop", run_id)
 
 
+def certificate_of(bench: Federation, name: str) -> Certificate:
+    return IdentityStore(bench.root / name).load(name).certificate
+
+
 def test_short_lived_certificates_are_renewed_in_mid_run(tmp_path: Path) -> None:
-    lifetimes = ["--client-lifetime", "24s", "--server-lifetime", "24s"]
+    lifetimes = ["--client-lifetime", "12s", "--server-lifetime", "12s"]
     with federation(tmp_path, lifetimes) as bench:
         bench.serve()
         for index in range(2):
             bench.client(f"c{index}", data(index))
         run_id = bench.submit(run(rounds=1))
-        renewals = [0, 0]
+        firsts = [certificate_of(bench, f"c{index}") for index in range(2)]
 
-        def both_renewed_twice() -> bool:
+        def both_first_ones_ran_out() -> bool:
             record = bench.show(run_id)
             if record["status"] == "finished" and not record["finish_waiting"]:
                 bench.command("extend", run_id, "--rounds", "5")
             for index in range(2):
-                renewals[index] = len(bench.events(f"c{index}", "certificate_renewed"))
                 assert bench.processes[f"c{index}"].poll() is None, bench.log(f"c{index}")
-            return min(renewals) >= 2
+            return time.time() > max(found.not_after for found in firsts)
 
-        until(both_renewed_twice, "both clients renew twice")
+        until(both_first_ones_ran_out, "both clients outlive their first certificates")
+        assert all(bench.events(f"c{index}", "certificate_renewed") for index in range(2))
         assert len(bench.events("server", "server_certificate_signed")) >= 2
+        before = bench.finished(run_id)["round"]
+        bench.command("extend", run_id, "--rounds", "1")
         record = bench.finished(run_id)
+        assert record["round"] == before + 1
         assert all(entry["status"] == "closed" for entry in record["history"])
         assert not bench.events("server", "refused")
 

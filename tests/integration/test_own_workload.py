@@ -45,7 +45,7 @@ def finished_model(bench: Federation, client: str) -> tuple[Path, dict[str, floa
 def test_the_example_runs_as_its_page_says(tmp_path: Path) -> None:
     shutil.copy(EXAMPLE / "tumours.py", tmp_path)
     mapping = ("--workload", "tumours=tumours:Tumours")
-    with federation(tmp_path) as bench:
+    with federation(tmp_path, forked=False) as bench:
         bench.serve(*mapping)
         for index, (name, tier) in enumerate(TIERS.items()):
             bench.client(name, f"bundled?clients=2&client={index}", "--tier", tier, *mapping)

@@ -8,8 +8,10 @@ from bench import Bench, moved, runfile
 from test_engine import finish_round, started
 
 from fedserver.errors import AggregationError
-from fedserver.rounds.jobs import FoldJob, HeldOutJob, PrepareJob
+from fedserver.rounds.exclusion import shut_out
+from fedserver.rounds.jobs import FoldJob, HeldOutJob, OpenJob, PrepareJob
 from fedserver.rounds.presence import PRESENT_SECONDS
+from fedserver.rounds.standing import Standing
 from motley.task import TaskKind
 
 
@@ -242,3 +244,27 @@ def test_a_late_failure_report_revives_no_finish_task(bench: Bench) -> None:
     assert bench.desk.report_failure("c0", finish.task_id, "crash", "x", permanent=False)
     bench.settle()
     assert bench.task("c0").kind is TaskKind.TRAIN
+
+
+@pytest.mark.parametrize("how", ["shut out", "put aside"])
+def test_a_client_that_leaves_while_a_round_is_encoded_is_not_waited_for(
+    bench: Bench, how: str
+) -> None:
+    bench.arrive("c0", "c1")
+    run_id = bench.runs.submit(runfile(clients=2, extra_clients="minimum = 1"), "test")
+    job = bench.engine.tick()
+    while not isinstance(job, OpenJob):
+        assert job is not None
+        bench.engine.apply(job, job.run(bench.payloads))
+        job = bench.engine.tick()
+    if how == "shut out":
+        with bench.engine.transition() as tx:
+            shut_out(tx, "c1", "stolen", bench.clock.wall())
+    else:
+        Standing(bench.engine).put_aside("c1", "session-c1", 600.0, "it broke the protocol")
+    bench.engine.apply(job, job.run(bench.payloads))
+    assert bench.desk.next_task("c1") is None
+    finish_round(bench, ["c0"])
+    record = bench.record(run_id)
+    assert record["round"] == 1
+    assert record["history"][0]["clients"]["c1"]["status"] == "failed"

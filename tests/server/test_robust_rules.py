@@ -95,7 +95,7 @@ def test_only_clients_that_sent_a_tensor_are_in_its_reduction(tmp_path: Path) ->
 
 
 def test_memory_is_tiles_of_all_clients_and_the_copy_that_is_sorted(tmp_path: Path) -> None:
-    clients, size = 64, 5_000_000  # 20 MB
+    clients, size = 48, 2_000_000  # 8 MB
     table = UnitTable((TensorInfo("w", (size,), "float32", "w", True),))
     value = np.random.default_rng(0).normal(size=size).astype(np.float32)
     write_payload(tmp_path / "u", [("w", encode_dense(value))], table.tensor_table)

@@ -1,24 +1,20 @@
-"""Starts a real fedserver, fedclient or training process with fault points put in from outside.
+"""Runs a real fedserver, fedclient or training process: forked, with fault points, or both.
 
 python launch.py fedserver.cli serve ...
 python launch.py fedclient.cli start ...
 python launch.py fedclient.worker            (the daemon starts it by itself)
 
-The environment names the plan (`FAULTS_PLAN`) and the log (`FAULTS_LOG`); see `fault_shim.py`.
+`FORGE` in the environment names the socket of the process that forks its children (forge.py).
+`FAULTS_PLAN` and `FAULTS_LOG` put fault points in from outside (tests/faults/fault_shim.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
-
-import fault_shim
 
 SMALLER = 256
 """Frames are so much smaller, so that small models travel in several: 4 KiB, and after a cut
@@ -43,16 +39,22 @@ def main() -> None:
     module = importlib.import_module(module_name)
     for name in _IMPORTS[role]:
         importlib.import_module(name)
+    if role != "worker":
+        _own_children(role, os.environ.get("FORGE", ""))
+    if "FAULTS_PLAN" in os.environ:
+        _faults(role)
+    module.main()
+
+
+def _faults(role: str) -> None:
     if role == "client":
         _small_frames()
-        _own_worker()
     if role == "server":
         importlib.import_module("fedserver.service.downloads").SMALLEST_FRAME = LEAST_FRAME
-        _prepare_once(Path(os.environ["FAULTS_LOG"]).parent / "prepared")
         if os.environ.get("FAULTS_OPEN_DOOR"):
             _open_door()
-    fault_shim.install(role, Path(os.environ["FAULTS_PLAN"]), Path(os.environ["FAULTS_LOG"]))
-    module.main()
+    shim = importlib.import_module("fault_shim")
+    shim.install(role, Path(os.environ["FAULTS_PLAN"]), Path(os.environ["FAULTS_LOG"]))
 
 
 def _small_frames() -> None:
@@ -76,41 +78,28 @@ def _open_door() -> None:
     rates.Knocks.__init__.__kwdefaults__.update(everyone=wide, one=wide)
 
 
-def _prepare_once(folder: Path) -> None:
-    """Keep what the child made that prepares a run: each would import torch for seconds."""
-    jobs = importlib.import_module("fedserver.rounds.jobs")
-    run_job = jobs.run_job
-
-    def remembered(job: Any) -> Any:
-        if job["kind"] != "prepare":
-            return run_job(job)
-        facts = json.dumps({k: v for k, v in job.items() if k != "out"}, sort_keys=True)
-        kept = folder / hashlib.sha256(facts.encode()).hexdigest()
-        if not kept.with_suffix(".json").exists():
-            result = run_job(job)
-            folder.mkdir(exist_ok=True)
-            shutil.copyfile(job["out"], kept)
-            kept.with_suffix(".new").write_text(json.dumps(result))
-            kept.with_suffix(".new").replace(kept.with_suffix(".json"))
-        shutil.copyfile(kept, job["out"])
-        return json.loads(kept.with_suffix(".json").read_text())
-
-    jobs.run_job = remembered
-
-
-def _own_worker() -> None:
-    """Have the daemon start its training process through this file too."""
+def _own_children(role: str, forge: str) -> None:
+    """Have a program start its children by forking too; without a forge, the daemon's training
+    process through this file."""
+    if role == "server":
+        if forge:
+            module = importlib.import_module("fedserver.model_process")
+            module.COMMAND = (*_forked(forge), "fedserver.model_process")
+        return
     runner = importlib.import_module("fedclient.runner")
     defaults = runner.WorkerRunner.__init__.__kwdefaults__
     assert defaults["command"] == runner.WORKER_COMMAND, "the daemon starts its worker elsewise now"
-    forge = os.environ.get("FAULTS_FORGE")
     if not forge:
         defaults["command"] = (sys.executable, __file__, "fedclient.worker")
         return
+    defaults["command"] = (*_forked(forge), "fedclient.worker")
+    command = (*_forked(forge), "fedclient.profile")
+    importlib.import_module("fedclient.device").PROFILE_COMMAND = command
+
+
+def _forked(forge: str) -> tuple[str, ...]:
     stub = str(Path(__file__).with_name("forge_stub.py"))
-    forked = (sys.executable, "-I", "-S", stub, forge)
-    defaults["command"] = (*forked, "fedclient.worker")
-    importlib.import_module("fedclient.device").PROFILE_COMMAND = (*forked, "fedclient.profile")
+    return (sys.executable, "-I", "-S", stub, forge)
 
 
 if __name__ == "__main__":
