@@ -158,7 +158,7 @@ def _chart(cells: Sequence[Cell], path: Path) -> None:
     axes.set_xticklabels(titles, rotation=35, ha="right", fontsize=8)
     axes.set_ylabel("accuracy, %")
     axes.set_title("Fashion-MNIST, ten clients, reduced schedule")
-    axes.legend()
+    axes.legend(loc="lower right", ncols=len(PARTITIONS))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -25,7 +25,7 @@ from report import Ratio, report
 from torch.nn import functional
 
 from motley.algorithms.allocation import allocate, average_bits
-from motley.algorithms.fedmpq import FedMPQSettings, lasso_weights, layer_sizes
+from motley.algorithms.fedmpq import FedMPQSettings, lasso_weights
 from motley.models.rectifier import set_activation_bits
 from motley.models.resnet import resnet
 from motley.models.units import UnitTable, fresh_tensors, load_tensors, variant_table
@@ -106,7 +106,7 @@ def seconds(run: Callable[[], None]) -> float:
 
 def overhead(case: str, batch: int, repeats: int, local_steps: int) -> Ratio:
     """Time both steps in turns; the first fifth only warms."""
-    sizes = layer_sizes(variant_table(CASES[case][0], ends=True))
+    sizes = variant_table(CASES[case][0], ends=True).quantized_sizes
     start = dict.fromkeys(sizes, AVERAGE)
     fixed = Step(case, start, 0.0, batch)
     widths = allocate(dict.fromkeys(sizes, 6), dict.fromkeys(sizes, 1), sizes, AVERAGE)
@@ -205,7 +205,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     units = variant_table(RESNET, ends=True)
-    sizes = layer_sizes(units)
+    sizes = units.quantized_sizes
     ratios = [overhead(case, options.batch, options.repeats, options.local_steps) for case in CASES]
     ratios += movement(sizes, options.batch, 20)
     with tempfile.TemporaryDirectory() as folder:

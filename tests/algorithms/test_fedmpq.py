@@ -36,6 +36,7 @@ PLAIN = {
     "activation_bits": 0,
     "lasso": 0.0,
     "prune_below": 0.0,
+    "tail": "fp32",
 }
 VARIANT = Variant(partial(mlp, inputs=6, hidden=(9, 8), classes=4))
 LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")

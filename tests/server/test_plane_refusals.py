@@ -22,8 +22,9 @@ from motley.workloads.digits import Digits
 TABLE = variant_table(Digits().variants()["mlp"], ends=True)
 LAYER, BIAS = "fc2.weight", "fc2.bias"
 WIDTH = 4
+SECTIONS = f'tail = "fp32"\n[[tiers]]\nname = "b4"\nbits = {WIDTH}\n'
 RUN = (
-    runfile(rounds=1, clients=13, sections=f'[[tiers]]\nname = "b4"\nbits = {WIDTH}\n')
+    runfile(rounds=1, clients=13, sections=SECTIONS)
     .replace('"fedavg"', '"fedmpq"')
     .replace('algorithm = "fedmpq"', 'algorithm = "fedmpq"\nglobal_variant = "mlp"')
 )

@@ -11,6 +11,8 @@ from bench import Bench, Tensors, runfile
 
 from fedserver.rounds.tasks import Arrived, Receipt, Ticket
 from fedserver.rounds.updates import check_update
+from fedserver.simulate.population import population_of
+from fedserver.simulate.simulation import simulate
 from motley.errors import RunFileError, UpdateError
 from motley.execution.executor import Executor
 from motley.runfile import parse
@@ -188,6 +190,22 @@ def test_a_foreign_dither_is_refused(tmp_path: Path) -> None:
             check_update(path, ticket(bench, task))
     write_payload(path, list(sent.items()), bench._table(task))  # type: ignore[arg-type]
     assert check_update(path, ticket(bench, task)).widths == {}
+
+
+@pytest.mark.parametrize("algorithm", ["fedpaq", "uveqfed"])
+def test_clients_that_train_together_send_what_they_send_alone(algorithm: str) -> None:
+    text = runfile(rounds=2, clients=4, sections="[wire]\nup_bits = 4\n")
+    text = text.replace('"fedavg"', f'"{algorithm}"')
+    population = population_of(parse(text), clients=4, data="digits?clients=4&client={client}")
+    losses = {}
+    for batch in (1, 4):
+        result = simulate(text, population=population, batch=batch)
+        assert result.status == "finished", result.reason
+        rounds = [entry for entry in result.record["history"] if entry["kind"] == "train"]
+        sent = [task for entry in rounds for task in entry["clients"].values()]
+        assert [task["status"] for task in sent] == ["counted"] * 8
+        losses[batch] = [task["metrics"]["loss"] for task in sent]
+    np.testing.assert_allclose(losses[1], losses[4], rtol=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", ["fedpaq", "uveqfed"])

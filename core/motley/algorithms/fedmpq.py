@@ -83,8 +83,8 @@ class FedMPQSettings(LocalSettings):
     range_rate: float = Field(default=1.0, ge=0)
     activation_bits: int = Field(default=4, ge=0, le=8)
     """In training; 0: full precision."""
-    tail: Literal["fp32", "fp16"] = "fp32"
-    """Biases, normalisation and shortcuts on the wire."""
+    tail: Literal["fp32", "fp16"] = "fp16"
+    """Biases, normalisation and shortcuts on the wire; a value of 65,520 or more needs "fp32"."""
     weighting: Literal["uniform", "samples"] = "uniform"
 
     def rules(self) -> IntegerRules:

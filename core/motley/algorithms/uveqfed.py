@@ -19,6 +19,7 @@ chosen, and points outside of the box are moved to its edge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -36,6 +37,7 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.algorithms.fedpaq import FedPAQ, FedPAQSettings
+from motley.errors import TrainingError
 from motley.plan import Plan
 from motley.seeding import dither_seed
 from motley.wire import EncodedTensor, quantize_lattice
@@ -69,7 +71,26 @@ class UVeQFed(FedPAQ):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Run τ SGD steps and put the differences to the broadcast on the lattice."""
-        trained = super().train(context, broadcast, personal)
+        return self._on_lattice(context, broadcast, super().train(context, broadcast, personal))
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Train as FedAvg does, and put each client's differences on its own lattice."""
+        found = super().train_together(contexts, broadcasts, personals)
+        if found is None:
+            return None
+        return [
+            one if isinstance(one, TrainingError) else self._on_lattice(context, broadcast, one)
+            for context, broadcast, one in zip(contexts, broadcasts, found, strict=True)
+        ]
+
+    def _on_lattice(
+        self, context: ClientContext, broadcast: Broadcast, trained: Trained
+    ) -> Trained:
         update: dict[str, Array | EncodedTensor] = {
             name: values
             if isinstance(values, EncodedTensor) or values.dtype != np.float32

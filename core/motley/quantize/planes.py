@@ -34,14 +34,15 @@ def lasso_gradient(codes: torch.Tensor, bits: int, step: float, weight: float) -
 
     towards zero: it enters the gradient with the sign of the weight, and with it the momentum.
     """
-    top = (1 << bits) - 1
-    ones, signed = _signed_tables(bits, codes.device)
-    places = codes.reshape(-1).to(torch.int64) + top
-    counts = torch.bincount(places, minlength=2 * top + 1).double()
-    scale = step * top
+    # Codes modulo a power of two are places in a table; those of int8 are so as they lie.
+    flat, narrow = codes.reshape(-1), codes.dtype == torch.int8
+    places = flat.view(torch.uint8) if narrow else flat.to(torch.int32) & 511
+    tiny, ones, signed = _signed_tables(bits, 256 if narrow else 512, codes.device)
+    counts = torch.bincount(places, minlength=ones.shape[1]).to(torch.float32)
+    scale = step * (2**bits - 1)
     factor = weight * 3.0 / (scale * (2**bits + 1)) if scale > 0 else 0.0
-    pull = (ones @ counts).add_(TINY).rsqrt_().mul_(factor) @ signed
-    return pull.float().index_select(0, places).view(codes.shape)
+    pull = torch.addmv(tiny, ones, counts).rsqrt_().mul_(factor) @ signed
+    return pull.index_select(0, places.to(torch.int32)).view(codes.shape)
 
 
 def pruned_bits(counts: torch.Tensor, bits: int, threshold: float) -> int:
@@ -75,10 +76,17 @@ def clip_to_bits(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=32)
-def _signed_tables(bits: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return bit j of |q|, and ±2^j where it is set, by q = -M to M: float64 [bits, 2 M + 1]."""
-    top = (1 << bits) - 1
-    codes, places = torch.arange(-top, top + 1), torch.arange(bits).unsqueeze(1)
+def _signed_tables(
+    bits: int, size: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return TINY [bits], and bit j of |q| and ±2^j where it is set, by q modulo `size`.
+
+    All float32; the tables are [bits, size]. Sums of counts are exact below 2^24 weights.
+    """
+    codes, places = torch.arange(size), torch.arange(bits).unsqueeze(1)
+    codes = torch.where(codes < size // 2, codes, codes - size)
     ones = (codes.abs() >> places) & 1
     heights = codes.sign() * (ones << places)
-    return ones.to(device, torch.float64), heights.to(device, torch.float64)
+    tables = (torch.full((bits,), TINY), ones, heights)
+    tiny, ones, heights = (table.to(device, torch.float32) for table in tables)
+    return tiny, ones, heights
