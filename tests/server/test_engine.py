@@ -83,7 +83,7 @@ def test_a_run_finishes_and_everyone_gets_a_finish_task(bench: Bench) -> None:
     assert (record["status"], record["finish_waiting"]) == ("finished", 2)
     assert bench.task("c0").kind is TaskKind.FINISH
     assert not bench.desk.report_result("c0", bench.task("c0").task_id, {"accuracy": 0.5}, 1.0)
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
     assert bench.record(run_id)["finish_done"] == 1
 
 
@@ -102,7 +102,7 @@ def test_surplus_updates_do_not_count(bench: Bench) -> None:
         "c2": "counted",
     }
     # The surplus client's next task starts from its last counted state: none yet.
-    nexts = {name: bench.desk.next_task(name) for name in names}
+    nexts = {name: bench.next_task(name) for name in names}
     assert all(task.base_version == "" for n, task in nexts.items() if n == "c1" and task)
     counted = [task for n, task in nexts.items() if n != "c1" and task]
     assert counted
@@ -160,7 +160,7 @@ def test_all_failed_closes_at_once_and_permanent_failures_exclude(bench: Bench) 
     record = bench.record(run_id)
     assert record["round"] == 1, "nobody is left to wait for"
     assert record["clients"][0]["reason"] == "workload: not mapped"
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
 
 
 def test_a_restart_takes_up_the_open_round_with_the_time_left(bench: Bench) -> None:
@@ -266,7 +266,7 @@ def test_stop_and_resume(bench: Bench) -> None:
     run_id, names = started(bench)
     bench.runs.stop(run_id)
     bench.settle()
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
     with pytest.raises(RunStateError, match="stopped"):
         bench.runs.stop(run_id)
     bench.runs.resume(run_id)
@@ -313,7 +313,7 @@ def test_waiting_says_who_is_refused_and_why(bench: Bench) -> None:
     record = bench.record(run_id)
     assert record["status"] == "waiting"
     assert "c1: the run wants label room=a" in record["reason"]
-    assert bench.engine.notices("c1") == [
+    assert bench.engine.notices(["c1"])[0] == [
         "run test cannot take this client: the run wants label room=a"
     ]
 
@@ -392,7 +392,7 @@ def test_client_sampling_follows_the_seed_alone(bench: Bench) -> None:
     run_id, names = started(bench, 4, rounds=3, extra_clients="count = 2")
     cohorts = []
     for _ in range(3):
-        chosen = [name for name in names if bench.desk.next_task(name)]
+        chosen = [name for name in names if bench.next_task(name)]
         cohorts.append(chosen)
         finish_round(bench, chosen)
     assert all(len(cohort) == 2 for cohort in cohorts)
