@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedserver.client import Operator
-from fedserver.listeners import control_socket
+from fedserver.control_socket import control_socket
 from fedserver.rounds import view
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence

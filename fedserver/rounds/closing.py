@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
@@ -23,19 +23,19 @@ OPEN_TASKS = ("planned", "offered", "taken")
 
 def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
     """Close a round at its goal, at its deadline, or when nobody is left to wait for."""
-    rows = tx.execute(select(tasks).where(tasks.c.round_id == current.id)).all()
+    mine = tasks.c.round_id == current.id
+    rows = tx.execute(select(tasks.c.status, tasks.c.reason).where(mine)).all()
     arrived = sum(row.status in ("accepted", "done") for row in rows)
-    waiting = [row for row in rows if row.status in OPEN_TASKS]
+    waiting = any(row.status in OPEN_TASKS for row in rows)
     overdue = engine.clock.monotonic() >= engine.deadlines.get(current.id, float("inf"))
     if arrived < current.goal and waiting and not overdue:
         return False
     outcome = "surplus" if arrived >= current.goal else "late"
-    for row in waiting:
-        tx.execute(
-            update(tasks)
-            .where(tasks.c.id == row.id)
-            .values(status=outcome, ended=engine.clock.wall())
-        )
+    tx.execute(
+        update(tasks)
+        .where(mine, tasks.c.status.in_(OPEN_TASKS))
+        .values(status=outcome, ended=engine.clock.wall())
+    )
     engine.deadlines.pop(current.id, None)
     if current.kind == "evaluate" or arrived >= max(1, current.minimum):
         now = engine.clock.wall()
@@ -136,16 +136,16 @@ def folded(engine: Engine, tx: Connection, job: FoldJob, digest: str, seconds: f
     if current is None or current.status != "closing":
         return  # stopped or removed meanwhile
     engine.unkept.add(current.run)
-    rows = tx.execute(
-        select(tasks).where(tasks.c.round_id == job.round_id, tasks.c.status == "accepted")
-    ).all()
-    for row in rows:
-        tx.execute(update(tasks).where(tasks.c.id == row.id).values(status="counted"))
-        tx.execute(
-            update(members)
-            .where(members.c.run == current.run, members.c.client == row.client)
-            .values(counted_version=row.id)
+    accepted = tasks.c.round_id == job.round_id, tasks.c.status == "accepted"
+    chosen = select(tasks.c.id, tasks.c.client, tasks.c.metrics).where(*accepted)
+    rows = tx.execute(chosen).all()
+    tx.execute(update(tasks).where(*accepted).values(status="counted"))
+    if rows:
+        counted = update(members).where(
+            members.c.run == current.run, members.c.client == bindparam("who")
         )
+        versions = [{"who": row.client, "version": row.id} for row in rows]
+        tx.execute(counted.values(counted_version=bindparam("version")), versions)
     tx.execute(
         update(rounds)
         .where(rounds.c.id == job.round_id)

@@ -14,7 +14,7 @@ All methods run on the database thread (storage/database.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,9 @@ ACTIVE = ("preparing", "waiting", "running")
 ENDED = ("finished", "stopped", "failed")
 MOST_CONTEXTS = 16
 """Parsed runs that are kept in memory."""
+_WAITING = select(runs.c.id, runs.c.name, runs.c.status, runs.c.reason).where(
+    runs.c.status.in_(("waiting", "running"))
+)
 
 
 class Engine:
@@ -86,8 +89,14 @@ class Engine:
 
     # --- clients -----------------------------------------------------------------------------
 
-    def enrol(self, arrival: Arrival) -> None:
-        """Put a client on record, or renew what it said of itself."""
+    def enrol(self, *arrivals: Arrival) -> None:
+        """Put clients on record, or renew what they said of themselves."""
+        with self.database.begin() as tx:
+            for arrival in arrivals:
+                self._enrol(tx, arrival)
+        self._notify(())
+
+    def _enrol(self, tx: Connection, arrival: Arrival) -> None:
         now = self.clock.wall()
         values = {
             "session": arrival.session,
@@ -98,14 +107,10 @@ class Engine:
             "set_aside_until": 0.0,
             "set_aside": "",
         }
-        with self.database.begin() as tx:
-            known = tx.execute(
-                update(clients).where(clients.c.name == arrival.name).values(**values)
-            )
-            if known.rowcount == 0:
-                tx.execute(insert(clients).values(name=arrival.name, first_seen=now, **values))
-                log.info("client_enrolled", client=arrival.name, tier=arrival.profile.tier)
-        self._notify(())
+        known = tx.execute(update(clients).where(clients.c.name == arrival.name).values(**values))
+        if known.rowcount == 0:
+            tx.execute(insert(clients).values(name=arrival.name, first_seen=now, **values))
+            log.info("client_enrolled", client=arrival.name, tier=arrival.profile.tier)
 
     @contextmanager
     def transition(self) -> Iterator[Connection]:
@@ -334,40 +339,33 @@ class Engine:
                 log.info("run_waiting", run=row.id, reason=reason)
                 woken.update(refused)
             return False
-        for arrival in able:
-            tier = tier_for(context, arrival.profile)
-            assert tier is not None
-            tx.execute(
-                insert(members).values(
-                    run=row.id,
-                    client=arrival.name,
-                    tier=tier.name,
-                    variant=context.variant_for(tier),
-                    threads=arrival.profile.threads,
-                    profile={**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
-                )
-            )
+        tx.execute(insert(members), [_member(context, arrival) for arrival in able])
         tx.execute(update(runs).where(runs.c.id == row.id).values(started=self.clock.wall()))
         self.set_status(tx, row.id, "running", "")
         return True
 
-    def notices(self, name: str) -> list[str]:
-        """Return why the run that waits for clients cannot take this one."""
-        arrival = self.presence.get(name)
+    def notices(self, names: Sequence[str]) -> list[list[str]]:
+        """Return for each client why the run that waits for clients cannot take it."""
         with self.database.connect() as tx:
-            row = tx.execute(select(runs).where(runs.c.status.in_(("waiting", "running")))).first()
-            if row is None or arrival is None or not row.reason:
-                return []
-            member = select(members.c.client).where(
-                members.c.run == row.id, members.c.client == name, members.c.excluded == ""
-            )
-            if row.status == "running" and tx.execute(member).first() is None:
-                return []
-            try:
-                why = refusal(self.context(tx, row.id), arrival)
-            except MotleyError:
-                return []  # the run itself is broken: tick puts it aside
-            tiers = [tier.name for tier in self.context(tx, row.id).runfile.tiers]
+            row = tx.execute(_WAITING).first()
+            if row is None or not row.reason:
+                return [[] for _ in names]
+            return [self._notices(tx, row, name) for name in names]
+
+    def _notices(self, tx: Connection, row: Any, name: str) -> list[str]:
+        arrival = self.presence.get(name)
+        if arrival is None:
+            return []
+        member = select(members.c.client).where(
+            members.c.run == row.id, members.c.client == name, members.c.excluded == ""
+        )
+        if row.status == "running" and tx.execute(member).first() is None:
+            return []
+        try:
+            why = refusal(self.context(tx, row.id), arrival)
+        except MotleyError:
+            return []  # the run itself is broken: tick puts it aside
+        tiers = [tier.name for tier in self.context(tx, row.id).runfile.tiers]
         if why:
             return [f"run {row.name} cannot take this client: {why}"]
         named = arrival.profile.tier
@@ -385,3 +383,17 @@ class Engine:
             for task_id, client in tx.execute(query):
                 found.setdefault(cast(str, client), set()).add(task_id)
         return found
+
+
+def _member(context: RunContext, arrival: Arrival) -> dict[str, Any]:
+    """Return the row of a client as frozen."""
+    tier = tier_for(context, arrival.profile)
+    assert tier is not None
+    return {
+        "run": context.id,
+        "client": arrival.name,
+        "tier": tier.name,
+        "variant": context.variant_for(tier),
+        "threads": arrival.profile.threads,
+        "profile": {**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
+    }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
@@ -91,8 +92,7 @@ def begin(
     assert inserted is not None
     round_id = int(inserted[0])
     engine.phases[round_id] = engine.clock.monotonic()
-    for member in cohort:
-        add_task(tx, run, context, member, moment, kind, attempt, round_id)
+    add_tasks(tx, run, context, cohort, moment, kind, attempt, round_id)
     if run.reason:
         tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     return True
@@ -151,46 +151,41 @@ def enrolled_members(tx: Connection, run_id: str, context: RunContext) -> list[M
     ]
 
 
-def add_task(
+def add_tasks(
     tx: Connection,
     run: Any,
     context: RunContext,
-    member: Member,
+    cohort: Sequence[Member],
     moment: Moment,
     kind: str,
     attempt: int,
     round_id: int | None,
-) -> str:
-    """Plan for one client and put its task on record, not yet offered."""
-    row = tx.execute(
-        select(members).where(members.c.run == run.id, members.c.client == member.name)
-    ).one()
-    plan = context.algorithm.plan(member, moment)
-    if kind != "train":
-        # What is tested or kept is the global model, not the part of it that a client trains.
-        plan = replace(plan, sparsity=None)
-    task_id = f"{run.id}-{moment.round:05d}-{attempt}-{kind}-{member.name}"
-    if round_id is None:
-        task_id = f"{run.id}-{run.rounds:05d}-finish-{member.name}"
-    tx.execute(
-        insert(tasks).values(
-            id=task_id,
-            run=run.id,
-            round_id=round_id,
-            client=member.name,
-            kind=kind,
-            status="planned",
-            spec={
-                "round": moment.round,
-                "rounds": moment.rounds,
-                "attempt": attempt,
-                "plan": plan.to_json(),
-                "base_version": row.counted_version,
-                "threads": row.threads,
-            },
-        )
-    )
-    return task_id
+    **values: Any,
+) -> None:
+    """Plan for each client and put its task on record, not yet offered unless `values` say so."""
+    known = select(members.c.client, members.c.counted_version, members.c.threads)
+    frozen = {row.client: row for row in tx.execute(known.where(members.c.run == run.id))}
+    added = []
+    for member in cohort:
+        plan, row = context.algorithm.plan(member, moment), frozen[member.name]
+        if kind != "train":
+            # What is tested or kept is the global model, not the part of it that a client trains.
+            plan = replace(plan, sparsity=None)
+        task_id = f"{run.id}-{moment.round:05d}-{attempt}-{kind}-{member.name}"
+        if round_id is None:
+            task_id = f"{run.id}-{run.rounds:05d}-finish-{member.name}"
+        spec = {
+            "round": moment.round,
+            "rounds": moment.rounds,
+            "attempt": attempt,
+            "plan": plan.to_json(),
+            "base_version": row.counted_version,
+            "threads": row.threads,
+        }
+        task = {"id": task_id, "run": run.id, "round_id": round_id, "client": member.name}
+        added.append({**task, "kind": kind, "status": "planned", "spec": spec, **values})
+    if added:
+        tx.execute(insert(tasks), added)
 
 
 def open_job(tx: Connection, context: RunContext, current: Any) -> OpenJob:
@@ -213,17 +208,20 @@ def opened(
     if current is None or current.status != "opening":
         return  # stopped or removed meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
-    plans = []
     # Tasks of clients that were shut out or put aside meanwhile have ended, and stay so.
-    planned = select(tasks).where(tasks.c.round_id == job.round_id, tasks.c.status == "planned")
+    planned = select(tasks.c.id, tasks.c.client, tasks.c.spec).where(
+        tasks.c.round_id == job.round_id, tasks.c.status == "planned"
+    )
+    plans, offers = [], []
     for row in tx.execute(planned).all():
         plan = Plan.from_json(row.spec["plan"])
         plans.append(plan)
         payload = digests[Form.of(plan)] if broadcast else ""
-        tx.execute(
-            update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)
-        )
+        offers.append({"task": row.id, "digest": payload})
         woken.add(row.client)
+    if offers:
+        offer = update(tasks).where(tasks.c.id == bindparam("task"))
+        tx.execute(offer.values(status="offered", payload=bindparam("digest")), offers)
     phases = {"open": engine.elapsed(current.id, current.opened)}
     now, engine.phases[current.id] = engine.clock.wall(), engine.clock.monotonic()
     tx.execute(

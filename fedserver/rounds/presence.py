@@ -13,6 +13,8 @@ PRESENT_SECONDS = 90.0
 
 FORGET_SECONDS = 24 * 3600.0
 FORGET_ABOVE = 1000
+FORGET_EVERY = 600.0
+"""Seconds from one look at all who were away for a day to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class Presence:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._arrivals: dict[str, Arrival] = {}
+        self._looked = float("-inf")
 
     def arrive(self, arrival: Arrival) -> bool:
         """Note a check-in; return whether anything but the time is new.
@@ -83,14 +86,15 @@ class Presence:
                     f"a client called {arrival.name!r} is connected already; give this device "
                     f"another --name, or stop the other one"
                 )
-            self._arrivals[arrival.name] = arrival
             self._forget(arrival.seen)
-            return (
-                before is None
-                or not here
-                or (before.session, before.capabilities, before.profile)
-                != (arrival.session, arrival.capabilities, arrival.profile)
-            )
+            if before is not None and _says_the_same(before, arrival):
+                # Kept once: what a daemon says of itself is most of what it takes here.
+                said = {"capabilities": before.capabilities, "profile": before.profile}
+                arrival = Arrival(**{**vars(arrival), **said})
+                self._arrivals[arrival.name] = arrival
+                return not here
+            self._arrivals[arrival.name] = arrival
+            return True
 
     def touch(self, name: str, session: str, now: float) -> None:
         """Note a sign of life outside a check-in, e.g. a frame of an upload."""
@@ -123,7 +127,8 @@ class Presence:
 
     def _forget(self, now: float) -> None:
         """Drop who has been away for a day, so that names cannot fill the memory."""
-        if len(self._arrivals) > FORGET_ABOVE:
+        if len(self._arrivals) > FORGET_ABOVE and now - self._looked > FORGET_EVERY:
+            self._looked = now
             old = [n for n, a in self._arrivals.items() if now - a.seen > FORGET_SECONDS]
             for name in old:
                 del self._arrivals[name]
@@ -141,3 +146,8 @@ class Presence:
                 for name in sorted(self._arrivals)
                 if now - self._arrivals[name].seen < PRESENT_SECONDS
             }
+
+
+def _says_the_same(before: Arrival, arrival: Arrival) -> bool:
+    said = (before.session, before.capabilities, before.profile)
+    return said == (arrival.session, arrival.capabilities, arrival.profile)

@@ -11,7 +11,7 @@ from fedserver.rounds.closing import OPEN_TASKS, close_if_due, evaluated, fold_j
 from fedserver.rounds.context import RunContext
 from fedserver.rounds.jobs import HeldOutJob, Job
 from fedserver.rounds.opening import (
-    add_task,
+    add_tasks,
     begin,
     enrolled_members,
     moment_of,
@@ -57,12 +57,10 @@ def _finish(engine: Engine, tx: Connection, run: Any, context: RunContext, woken
     """End a run; every client gets a finish task now, absent ones when they return."""
     moment = moment_of(tx, run, context, run.rounds)
     payload = run.state if needs_broadcast(context, "finish") else ""
-    for member in enrolled_members(tx, run.id, context):
-        task_id = add_task(tx, run, context, member, moment, "finish", 0, None)
-        tx.execute(
-            update(tasks).where(tasks.c.id == task_id).values(status="offered", payload=payload)
-        )
-        woken.add(member.name)
+    enrolled = enrolled_members(tx, run.id, context)
+    offered = {"status": "offered", "payload": payload}
+    add_tasks(tx, run, context, enrolled, moment, "finish", 0, None, **offered)
+    woken.update(member.name for member in enrolled)
     engine.set_status(tx, run.id, "finished", "", ended=True)
 
 

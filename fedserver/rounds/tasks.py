@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.errors import ProtocolError, UnknownTaskError
@@ -22,6 +22,14 @@ from motley.task import TaskKind, TaskSpec
 log = get_logger()
 
 FINISH_TRIES = 3
+_OPEN = (
+    select(tasks)
+    .join(runs, runs.c.id == tasks.c.run)
+    .where(tasks.c.client.in_(bindparam("clients", expanding=True)))
+    .where(tasks.c.status.in_(("offered", "taken")))
+    .where(runs.c.status.in_(("running", "finished")))
+    .order_by(tasks.c.kind != "finish", tasks.c.id)
+)
 
 
 class Receipt(str, Enum):
@@ -84,24 +92,19 @@ class TaskDesk:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def next_task(self, client: str) -> TaskSpec | None:
-        """Return the oldest open task of a client, None when it has none.
+    def next_tasks(self, clients: Sequence[str]) -> list[TaskSpec | None]:
+        """Return the oldest open task of each client, None for one that has none.
 
         A task that was taken before is given again: the client died over it.
         """
+        found: dict[str, TaskSpec] = {}
         with self._engine.database.begin() as tx:
-            rows = tx.execute(
-                select(tasks)
-                .join(runs, runs.c.id == tasks.c.run)
-                .where(tasks.c.client == client, tasks.c.status.in_(("offered", "taken")))
-                .where(runs.c.status.in_(("running", "finished")))
-                .order_by(tasks.c.kind != "finish", tasks.c.id)
-            ).all()
-            for row in rows:
-                spec = self._readable(tx, row)
-                if spec is not None:
-                    return spec
-        return None
+            for row in tx.execute(_OPEN, {"clients": list(clients)}).all():
+                if row.client not in found:
+                    spec = self._readable(tx, row)
+                    if spec is not None:
+                        found[row.client] = spec
+        return [found.get(client) for client in clients]
 
     def _readable(self, tx: Connection, row: Any) -> TaskSpec | None:
         """Give a task out; one whose record cannot be read fails alone, not with its client."""

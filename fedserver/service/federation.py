@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from fedserver.errors import IdleError, ProtocolError
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
+from fedserver.rounds.presence import Arrival
 from fedserver.rounds.standing import Standing
 from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.callers import Callers
 from fedserver.service.downloads import Downloads, write_within
 from fedserver.service.exchange import Exchange
+from fedserver.service.gathered import Gathered
 from fedserver.service.intake import Requests
 from fedserver.service.limits import LONGEST_SET_ASIDE, MIB, Caller, Guard, Limits
 from fedserver.service.quota import Quota
@@ -32,6 +34,7 @@ from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
 from motley import __version__
 from motley.messages import task_to_proto
+from motley.task import TaskSpec
 from motley.wire.stubs import federation_pb2, federation_pb2_grpc
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._engine, self._driver = engine, driver
         self._database, self._desk = database, TaskDesk(engine)
         self._standing, self._polls = Standing(engine), 0
+        self._enrol = Gathered[Arrival, None](database, self._enrol_all)
+        self._look = Gathered[str, tuple[TaskSpec | None, list[str]]](database, self._look_for)
         self._guard = Guard(
             limits, engine.clock, names_are_proven=names_are_proven, put_aside=self._put_aside
         )
@@ -107,7 +112,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         arrival = arrival_of(request, clock.monotonic(), self._polls)
         if presence.arrive(arrival):
             try:
-                await self._database(self._engine.enrol, arrival)
+                await self._enrol(arrival)
             except Exception:
                 presence.leave(arrival.name, arrival.session)  # not here without a record
                 raise
@@ -139,15 +144,15 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         while True:
             if look:
                 self._driver.looking(request.name)
-                task = await self._database(self._desk.next_task, request.name)
+                task, notices = await self._look(request.name)
                 if task is not None:
                     self._driver.found(request.name)
                     reply.task.CopyFrom(task_to_proto(task))
                     return
-            reply.notices.extend(await self._database(self._engine.notices, request.name))
-            if reply.notices:
-                reply.retry_after_seconds = NOTICE_SECONDS
-                return
+                if notices:
+                    reply.notices.extend(notices)
+                    reply.retry_after_seconds = NOTICE_SECONDS
+                    return
             left = end - clock.monotonic()
             if left <= 0:
                 return
@@ -155,6 +160,16 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             self._guard.check(caller)  # it may have been put aside for another call
             self._alive(request.name, request.session)
             look = self._driver.may_have_work(request.name)
+
+    def _enrol_all(self, arrivals: Sequence[Arrival]) -> list[None]:
+        self._engine.enrol(*arrivals)
+        return [None] * len(arrivals)
+
+    def _look_for(self, names: Sequence[str]) -> list[tuple[TaskSpec | None, list[str]]]:
+        """Return each client's task, and what its owner is to be told where there is none."""
+        found = self._desk.next_tasks(names)
+        notices = self._engine.notices(names) if None in found else [[] for _ in names]
+        return list(zip(found, notices, strict=True))
 
     # --- transfers ---------------------------------------------------------------------------
 

@@ -164,9 +164,9 @@ class Loop:
         if self._waiting:
             room = min(room, self._missing())
         while self._waiting and len(found) < room:
-            task = self._desk.next_task(self._waiting.popleft())
-            if task is not None:
-                found.append(task)
+            many = min(room - len(found), len(self._waiting))
+            names = [self._waiting.popleft() for _ in range(many)]
+            found += [task for task in self._desk.next_tasks(names) if task is not None]
         return found
 
     def _missing(self) -> int:

@@ -76,7 +76,7 @@ SERVER: tuple[Point, ...] = (
     *_transaction("server", "apply PrepareJob", 1),
     *_transaction("server", "apply OpenJob", 4),
     *_transaction("server", "apply FoldJob", 4),
-    *_transaction("server", "next_task", 12),
+    *_transaction("server", "next_tasks", 12),
     *_transaction("server", "accept", 12),
     *_transaction("server", "count_download", 12),
     *_transaction("server", "add_traffic", 12),

@@ -161,9 +161,13 @@ class Bench:
         self.settle()
         return run_id
 
+    def next_task(self, client: str) -> TaskSpec | None:
+        """Return a client's open task, None when it has none."""
+        return self.desk.next_tasks([client])[0]
+
     def task(self, client: str) -> TaskSpec:
         """Return a client's open task."""
-        task = self.desk.next_task(client)
+        task = self.next_task(client)
         assert task is not None, f"{client} has no task"
         return task
 

@@ -76,7 +76,7 @@ def test_a_run_finishes_and_everyone_gets_a_finish_task(bench: Bench) -> None:
     assert (record["status"], record["finish_waiting"]) == ("finished", 2)
     assert bench.task("c0").kind is TaskKind.FINISH
     assert not bench.desk.report_result("c0", bench.task("c0").task_id, {"accuracy": 0.5}, 1.0)
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
     assert bench.record(run_id)["finish_done"] == 1
 
 
@@ -95,7 +95,7 @@ def test_surplus_updates_do_not_count(bench: Bench) -> None:
         "c2": "counted",
     }
     # The surplus client's next task starts from its last counted state: none yet.
-    nexts = {name: bench.desk.next_task(name) for name in names}
+    nexts = {name: bench.next_task(name) for name in names}
     assert all(task.base_version == "" for n, task in nexts.items() if n == "c1" and task)
     counted = [task for n, task in nexts.items() if n != "c1" and task]
     assert counted
@@ -153,7 +153,7 @@ def test_all_failed_closes_at_once_and_permanent_failures_exclude(bench: Bench) 
     record = bench.record(run_id)
     assert record["round"] == 1, "nobody is left to wait for"
     assert record["clients"][0]["reason"] == "workload: not mapped"
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
 
 
 def test_a_restart_takes_up_the_open_round_with_the_time_left(bench: Bench) -> None:

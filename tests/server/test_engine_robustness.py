@@ -49,7 +49,7 @@ def test_a_run_that_breaks_is_put_aside_and_the_next_one_goes_on(bench: Bench) -
     assert row.status == "paused"
     assert "internal error" in row.reason
     assert bench.record(run_id)["status"] == "paused", "and can be shown"
-    assert bench.desk.next_task("c0") is None, "its tasks are not given out"
+    assert bench.next_task("c0") is None, "its tasks are not given out"
     assert bench.engine.seconds_to_next_deadline() is None
     other = bench.submit(runfile())
     with bench.engine.database.connect() as tx:
@@ -231,7 +231,7 @@ def test_a_finish_task_that_cannot_be_read_fails_alone(bench: Bench) -> None:
         tx.exec_driver_sql("UPDATE runs SET runfile = 'not toml ='")
     bench.restart()
     bench.arrive(*names)
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
     bench.submit(runfile())
     assert bench.task("c0").kind is TaskKind.TRAIN
 
@@ -263,7 +263,7 @@ def test_a_client_that_leaves_while_a_round_is_encoded_is_not_waited_for(
     else:
         Standing(bench.engine).put_aside("c1", "session-c1", 600.0, "it broke the protocol")
     bench.engine.apply(job, job.run(bench.payloads))
-    assert bench.desk.next_task("c1") is None
+    assert bench.next_task("c1") is None
     finish_round(bench, ["c0"])
     record = bench.record(run_id)
     assert record["round"] == 1

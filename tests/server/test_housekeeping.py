@@ -86,13 +86,13 @@ def test_finish_tasks_and_queued_runs_keep_what_they_start_from(bench: Bench) ->
     state = bench.record(run_id)["state"]
     text = runfile(rounds=1).replace('name = "test"', 'name = "next"\ninit = "run:test"')
     bench.runs.submit(text, "test")
-    assert bench.desk.next_task("c0") is not None
+    assert bench.next_task("c0") is not None
     run, status, digests = bench.runs.remove(run_id)
     assert (run, status) == (run_id, "removed")
     bench.payloads.suspect(digests)
     tidy(bench)
     assert bench.payloads.stored() == {state}, "the queued run starts from it"
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
 
 
 def test_only_runs_that_rest_are_removed(bench: Bench) -> None:

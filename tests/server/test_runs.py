@@ -39,7 +39,7 @@ def test_stop_and_resume(bench: Bench) -> None:
     run_id, names = started(bench)
     bench.runs.stop(run_id)
     bench.settle()
-    assert bench.desk.next_task("c0") is None
+    assert bench.next_task("c0") is None
     with pytest.raises(RunStateError, match="stopped"):
         bench.runs.stop(run_id)
     bench.runs.resume(run_id)
@@ -73,7 +73,7 @@ def test_waiting_says_who_is_refused_and_why(bench: Bench) -> None:
     record = bench.record(run_id)
     assert record["status"] == "waiting"
     assert "c1: the run wants label room=a" in record["reason"]
-    assert bench.engine.notices("c1") == [
+    assert bench.engine.notices(["c1"])[0] == [
         "run test cannot take this client: the run wants label room=a"
     ]
 
@@ -111,7 +111,7 @@ def test_client_sampling_follows_the_seed_alone(bench: Bench) -> None:
     run_id, names = started(bench, 4, rounds=3, extra_clients="count = 2")
     cohorts = []
     for _ in range(3):
-        chosen = [name for name in names if bench.desk.next_task(name)]
+        chosen = [name for name in names if bench.next_task(name)]
         cohorts.append(chosen)
         finish_round(bench, chosen)
     assert all(len(cohort) == 2 for cohort in cohorts)
