@@ -171,7 +171,7 @@ def tune(data: str, seed: int, chosen: Iterable[Method]) -> list[str]:
         scores: list[tuple[float, str]] = []
         for settings in CANDIDATES[method.title]:
             text = run_file(method, settings, f"{data}&validate={VALIDATE}", TUNED_ON, seed)
-            found = statistics.fmean(accuracies(text))
+            found = statistics.fmean(accuracies(text, TUNED_ON))
             scores.append((found, _listed(settings)))
             print(f"{method.title:28} {found:6.2f}  {_listed(settings)}", flush=True)
         best = max(scores)[1]
