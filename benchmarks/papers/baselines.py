@@ -72,35 +72,54 @@ METHODS = (
     Method("BinaryRelax, 1 bit, alone", "binaryrelax", 1),
 )
 
-RATES: tuple[Settings, ...] = ({"learning_rate": 0.2}, {"learning_rate": 0.4})
-SHARED_RATES: tuple[Settings, ...] = (
-    {"learning_rate": 0.4, "shared_rate": 1.0},
-    {"learning_rate": 0.4, "shared_rate": 2.0},
-)
+RATES: tuple[Settings, ...] = tuple({"learning_rate": rate} for rate in (0.2, 0.4, 0.8))
 CANDIDATES: Mapping[str, tuple[Settings, ...]] = {
     "FedAvg": RATES,
     "local": RATES,
     "local, 2 bits": RATES,
-    "QuPeD": SHARED_RATES,
-    "QuPeD, 2 bits": SHARED_RATES,
+    "QuPeD": (
+        {"learning_rate": 0.4, "shared_rate": 1.0},
+        {"learning_rate": 0.4, "shared_rate": 2.0},
+        {"learning_rate": 0.8, "shared_rate": 2.0},
+    ),
+    "QuPeD, 2 bits": (
+        {"learning_rate": 0.4, "shared_rate": 1.0},
+        {"learning_rate": 0.4, "shared_rate": 2.0},
+        {"learning_rate": 0.2, "shared_rate": 1.0},
+    ),
     "QuPeL, 2 bits": (
         {"learning_rate": 0.4, "proximity": 0.02, "shared_rate": 10.0},
         {"learning_rate": 0.4, "proximity": 0.1, "shared_rate": 2.0},
+        {"learning_rate": 0.2, "proximity": 0.1, "shared_rate": 2.0},
     ),
     "pFedMe": (
         {"learning_rate": 0.2, "proximity": 5.0, "shared_rate": 0.2},
         {"learning_rate": 0.4, "proximity": 2.0, "shared_rate": 0.5},
+        {"learning_rate": 0.2, "proximity": 2.0, "shared_rate": 0.3},
     ),
     "Per-FedAvg": (
         {"learning_rate": 0.4, "adaptation_rate": 0.03, "adaptation_steps": 10},
         {"learning_rate": 0.4, "adaptation_rate": 0.1, "adaptation_steps": 10},
+        {"learning_rate": 0.2, "adaptation_rate": 0.03, "adaptation_steps": 10},
     ),
-    "Federated Mutual Learning": ({"learning_rate": 0.4}, {"learning_rate": 0.8}),
+    "Federated Mutual Learning": tuple({"learning_rate": rate} for rate in (0.4, 0.8, 0.2)),
     "ProxQuant, 1 bit, alone": tuple({**rate, "scale": "magnitude"} for rate in RATES),
     "BinaryRelax, 1 bit, alone": tuple({**rate, "growth": 2.0} for rate in RATES),
 }
 
-CHOSEN: Mapping[str, Settings] = {}
+CHOSEN: Mapping[str, Settings] = {
+    "FedAvg": {"learning_rate": 0.4},
+    "local": {"learning_rate": 0.2},
+    "local, 2 bits": {"learning_rate": 0.2},
+    "QuPeD": {"learning_rate": 0.4, "shared_rate": 1.0},
+    "QuPeD, 2 bits": {"learning_rate": 0.4, "shared_rate": 1.0},
+    "QuPeL, 2 bits": {"learning_rate": 0.2, "proximity": 0.1, "shared_rate": 2.0},
+    "pFedMe": {"learning_rate": 0.2, "proximity": 5.0, "shared_rate": 0.2},
+    "Per-FedAvg": {"learning_rate": 0.4, "adaptation_rate": 0.03, "adaptation_steps": 10},
+    "Federated Mutual Learning": {"learning_rate": 0.2},
+    "ProxQuant, 1 bit, alone": {"learning_rate": 0.4, "scale": "magnitude"},
+    "BinaryRelax, 1 bit, alone": {"learning_rate": 0.4, "growth": 2.0},
+}
 """What `--tune` found best."""
 
 
@@ -137,9 +156,9 @@ def _toml(value: Scalar) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def accuracies(text: str) -> list[float]:
+def accuracies(text: str, batch: int = 1) -> list[float]:
     """Run a run file; return each client's final accuracy in percent."""
-    result = simulate(text)
+    result = simulate(text, batch=batch)
     if result.status != "finished":
         raise SystemExit(f"the run is {result.status}: {result.reason}")
     return [100 * c["metrics"]["finish"]["accuracy"] for c in result.record["clients"]]
@@ -152,7 +171,7 @@ def tune(data: str, seed: int, chosen: Iterable[Method]) -> list[str]:
         scores: list[tuple[float, str]] = []
         for settings in CANDIDATES[method.title]:
             text = run_file(method, settings, f"{data}&validate={VALIDATE}", TUNED_ON, seed)
-            found = statistics.fmean(accuracies(text))
+            found = statistics.fmean(accuracies(text, TUNED_ON))
             scores.append((found, _listed(settings)))
             print(f"{method.title:28} {found:6.2f}  {_listed(settings)}", flush=True)
         best = max(scores)[1]
@@ -162,7 +181,7 @@ def tune(data: str, seed: int, chosen: Iterable[Method]) -> list[str]:
     return lines
 
 
-def compare(data: str, seed: int, clients: int, chosen: Iterable[Method]) -> list[str]:
+def compare(data: str, options: argparse.Namespace, chosen: Iterable[Method]) -> list[str]:
     """Run every method once; return the lines of a table."""
     lines = [
         "| method | mean accuracy | lowest client | settings | seconds |",
@@ -171,7 +190,8 @@ def compare(data: str, seed: int, clients: int, chosen: Iterable[Method]) -> lis
     for method in chosen:
         settings = CHOSEN[method.tuned_as or method.title]
         began = time.monotonic()
-        found = accuracies(run_file(method, settings, data, clients, seed))
+        text = run_file(method, settings, data, options.clients, options.seed)
+        found = accuracies(text, options.batch)
         line = f"| {method.title} | {statistics.fmean(found):.2f} | {min(found):.1f} "
         line += f"| {_listed(settings)} | {time.monotonic() - began:.0f} |"
         print(line, flush=True)
@@ -190,6 +210,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="score candidates instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=66, help="how many of the 66 take part")
+    parser.add_argument("--batch", type=int, default=1, help="clients that train at once")
     parser.add_argument("--only", nargs="+", default=[], help="titles of methods")
     parser.add_argument("--out", type=Path, help="where the table goes too, as Markdown")
     options = parser.parse_args()
@@ -200,7 +221,7 @@ def main() -> None:
     if options.tune:
         lines = tune(data, options.seed, [m for m in wanted if not m.tuned_as])
     else:
-        lines = compare(data, options.seed, options.clients, wanted)
+        lines = compare(data, options, wanted)
     if options.out is not None:
         options.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines), file=sys.stderr)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from test_quped import Float32, same
 from test_quped_step import SETTINGS as STEP_SETTINGS
 from test_quped_step import check, follow, named
+from together import assert_close, contexts, global_model
 from toy import SEED, Toy, context, first_broadcast, member, run, sent
 
 from motley.algorithms import registry
@@ -23,11 +24,13 @@ from motley.algorithms.perfedavg import PerFedAvg
 from motley.algorithms.pfedme import PFedMe
 from motley.algorithms.quped import QuPeD
 from motley.algorithms.qupel import QuPeL
+from motley.errors import TrainingError
 from motley.models.units import load_tensors, read_tensors
 from motley.plan import FULL_PRECISION
 from motley.training.batches import Batches
 from motley.training.personal import initial_tensors
 from motley.workload import DataSpec
+from motley.workloads.digits import Digits
 
 STEPS = 5
 SETTINGS: dict[str, bool | int | float | str] = {
@@ -330,3 +333,43 @@ def test_at_full_label_share_fml_is_training_alone() -> None:
     who = member(FULL_PRECISION)
     one, other = run(fml, who, 2), run(quped, who, 2)
     same(one.personal, other.personal)
+
+
+TOGETHER: dict[str, dict[str, bool | int | float | str]] = {
+    "perfedavg": {"adaptation_rate": 0.1},
+    "pfedme": {"inner_steps": 2, "server_rate": 1.5},
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("variant", ["cnn1", "resnet20"])
+def test_one_step_of_many_clients_is_that_of_each(name: str, variant: str) -> None:
+    """With uneven data, and with normalisation whose fillers must not count."""
+    values = {"local_steps": 1, "batch_size": 12, "learning_rate": 0.05, "weight_decay": 0.01}
+    method = registry.find(name).configure({**values, **TOGETHER[name]})
+    made = contexts(Digits(), method, variant)
+    received = [global_model(Digits(), variant, seed) for seed in (1, 2, 3, 4)]
+    found = method.train_together(made, received, [None] * 4)
+    assert found is not None
+    for task, broadcast, together in zip(made, received, found, strict=True):
+        alone = method.train(task, broadcast, None)
+        assert not isinstance(together, TrainingError)
+        assert_close(together.update, alone.update, 1e-4 if variant == "resnet20" else 1e-6)
+        assert together.samples == alone.samples
+        assert together.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
+        if alone.personal is not None:
+            assert together.personal is not None
+            bound = 1e-4 if variant == "resnet20" else 1e-6
+            assert_close(together.personal, alone.personal, bound)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_a_client_that_diverges_fails_alone(name: str) -> None:
+    method = registry.find(name).configure({"local_steps": 2, "batch_size": 10})
+    made = contexts(Digits(), method, "mlp")
+    made[1].data.train.inputs[:] = np.inf
+    broadcast = global_model(Digits(), "mlp")
+    found = method.train_together(made, [broadcast] * 4, [None] * 4)
+    assert found is not None
+    assert [isinstance(one, TrainingError) for one in found] == [False, True, False, False]
+    assert "client-1" in str(found[1])

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from test_baselines import batches, module
 from test_quped import Float32, same
 from test_quped_step import named
+from together import assert_close, contexts
 from toy import SEED, Toy, context, member, run, sent
 
 from motley.algorithms import registry
@@ -20,12 +21,14 @@ from motley.algorithms.base import Algorithm, Tensors
 from motley.algorithms.binaryrelax import BinaryRelax
 from motley.algorithms.local import Local
 from motley.algorithms.proxquant import ProxQuant
-from motley.errors import PlanError, RunFileError
+from motley.errors import PlanError, RunFileError, TrainingError
+from motley.models.units import variant_table
 from motley.plan import FULL_PRECISION
 from motley.quantize.centres import initial_centres
 from motley.runfile import parse
 from motley.training.personal import initial_tensors
 from motley.wire import Codebook
+from motley.workloads.digits import Digits
 
 SETTINGS: dict[str, bool | int | float | str] = {
     "local_steps": 10,
@@ -169,6 +172,22 @@ def test_centres_that_start_at_fixed_places(start: str, count: int) -> None:
         return
     wanted = [[-e, 0.0, e] if count == 3 else [-e, e] for e in ends]
     npt.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("variant", ["cnn1", "resnet20"])
+def test_one_step_of_many_clients_is_that_of_each(variant: str) -> None:
+    method = BinaryRelax.configure({"local_steps": 1, "batch_size": 12, "learning_rate": 0.05})
+    units = dict.fromkeys(variant_table(Digits().variants()[variant]).quantized_units, 1)
+    made = contexts(Digits(), method, variant, bits=units)
+    found = method.train_together(made, [sent({})] * 4, [None] * 4)
+    assert found is not None
+    for task, together in zip(made, found, strict=True):
+        alone = method.train(task, sent({}), None)
+        assert not isinstance(together, TrainingError)
+        assert together.personal is not None
+        assert alone.personal is not None
+        assert_close(together.personal, alone.personal, 1e-4 if variant == "resnet20" else 1e-6)
+        assert together.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
 
 
 RUN = """

@@ -19,7 +19,7 @@ A baseline of centralized quantization: one device holds all data, or each train
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -28,10 +28,14 @@ from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, 
 from motley.algorithms.local_settings import LocalSettings
 from motley.algorithms.personal_model import PersonalModel, initial_model
 from motley.algorithms.proxquant import binary_fault
+from motley.errors import TrainingError
 from motley.workload import Scalar
 
 if TYPE_CHECKING:
     import torch
+
+    from motley.training.relaxed import Flat, RelaxedModel
+    from motley.training.steps import Drawn
 
 
 class BinaryRelaxSettings(LocalSettings):
@@ -70,30 +74,74 @@ class BinaryRelax(PersonalModel):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Take the task's steps on y; the state's centres are ± the scale of each layer."""
-        from motley.training.relaxed import RelaxedModel
+        from motley.training.relaxed import RelaxedModel, binary_state
         from motley.training.steps import Feed, take_steps
 
-        settings, plan, workload = self.settings, context.plan, context.workload
+        settings, workload = self.settings, context.workload
         model = RelaxedModel.open(
-            self.state_of(context, personal), workload.variants()[plan.variant], context.device
+            self.state_of(context, personal),
+            workload.variants()[context.plan.variant],
+            context.device,
         )
         feed = Feed(context, settings.batches(context))
-
-        def step(iteration: int) -> torch.Tensor:
-            inputs, targets = feed(iteration)
-            model.relax(settings.share(iteration, plan.iterations))
-            loss = workload.loss(model.relaxed.module(inputs), targets).mean()
-            gradient = model.relaxed.gradient(loss)
-            model.model.descend(gradient, settings.rate(iteration), settings.weight_decay)
-            return loss.detach()
-
+        step = self._step(context, model, feed)
         loss = take_steps(context, settings.local_steps, step)
         return Trained(
             update={},
-            personal=model.close(),
+            personal=binary_state(model.close().tensors(), model.names),
             samples=len(context.data.train),
             metrics={"loss": loss},
         )
+
+    trains_together: ClassVar[bool] = True
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the task's steps of all clients in one go."""
+        from motley.training.relaxed import RelaxedModel, binary_state
+        from motley.training.steps import ManyFeed, take_steps_together
+
+        settings = self.settings
+        states = [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
+        model = RelaxedModel.open_many(states, contexts)
+        if model is None:
+            return None
+        models = [model.relaxed, model.model]
+        feed = ManyFeed(contexts, [settings.batches(c) for c in contexts], models)
+        step = self._step(contexts[0], model, feed)
+        losses = take_steps_together(contexts, settings.local_steps, step)
+        ended = model.close().tensors_of_all()
+        return [
+            loss
+            if isinstance(loss, TrainingError)
+            else Trained(
+                update={},
+                personal=binary_state(tensors, model.names),
+                samples=len(context.data.train),
+                metrics={"loss": loss},
+            )
+            for context, tensors, loss in zip(contexts, ended, losses, strict=True)
+        ]
+
+    def _step(
+        self, context: ClientContext, model: RelaxedModel[Flat], feed: Callable[[int], Drawn]
+    ) -> Callable[[int], torch.Tensor]:
+        """Return one local step, of one client or of many, as a function of the iteration."""
+        settings, workload, iterations = self.settings, context.workload, context.plan.iterations
+
+        def step(iteration: int) -> torch.Tensor:
+            batch = feed(iteration)
+            model.relax(settings.share(iteration, iterations))
+            loss = batch.means(workload.loss(model.relaxed.module(batch.inputs), batch.targets))
+            gradient = model.relaxed.gradient(loss.sum())
+            model.model.descend(gradient, settings.rate(iteration), settings.weight_decay)
+            return loss.detach()
+
+        return step
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the state handed in, or a fresh one.

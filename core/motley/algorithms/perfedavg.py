@@ -18,6 +18,7 @@ baselines are mostly run with adapts on test batches, with their labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -32,10 +33,15 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.algorithms.local_settings import LocalSettings
+from motley.errors import TrainingError
 from motley.wire import encode_dense
 
 if TYPE_CHECKING:
     import torch
+
+    from motley.training.flat import FlatModel
+    from motley.training.steps import Drawn
+    from motley.workload import Workload
 
 
 class PerFedAvgSettings(LocalSettings):
@@ -71,23 +77,57 @@ class PerFedAvg(Algorithm):
         variant = workload.variants()[context.task.global_variant]
         model = FlatModel.build(variant, broadcast.tensors, context.device)
         feed = Feed(context, settings.batches(context))
+        loss = take_steps(context, settings.local_steps, self._step(workload, model, feed))
+        return Trained(
+            update=model.tensors(), samples=len(context.data.train), metrics={"loss": loss}
+        )
+
+    trains_together: ClassVar[bool] = True
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the τ steps of all clients in one go."""
+        from motley.training.many import open_many
+        from motley.training.steps import ManyFeed, take_steps_together
+
+        settings, first = self.settings, contexts[0]
+        states = [broadcast.tensors for broadcast in broadcasts]
+        model = open_many(contexts, first.task.global_variant, states)
+        if model is None:
+            return None
+        feed = ManyFeed(contexts, [settings.batches(c) for c in contexts], [model])
+        step = self._step(first.workload, model, feed)
+        losses = take_steps_together(contexts, settings.local_steps, step)
+        return [
+            loss
+            if isinstance(loss, TrainingError)
+            else Trained(update=tensors, samples=len(context.data.train), metrics={"loss": loss})
+            for context, tensors, loss in zip(contexts, model.tensors_of_all(), losses, strict=True)
+        ]
+
+    def _step(
+        self, workload: Workload, model: FlatModel, feed: Callable[[int], Drawn]
+    ) -> Callable[[int], torch.Tensor]:
+        """Return one local step, of one client or of many, as a function of the iteration."""
+        settings = self.settings
 
         def step(iteration: int) -> torch.Tensor:
             start = model.values.clone()
-            inputs, targets = feed(2 * iteration)
-            first = workload.loss(model.module(inputs), targets).mean()
-            model.descend(model.gradient(first), settings.adaptation_rate)
-            inputs, targets = feed(2 * iteration + 1)
-            second = workload.loss(model.module(inputs), targets).mean()
-            gradient = model.gradient(second)
+            batch = feed(2 * iteration)
+            first = batch.means(workload.loss(model.module(batch.inputs), batch.targets))
+            model.descend(model.gradient(first.sum()), settings.adaptation_rate)
+            batch = feed(2 * iteration + 1)
+            second = batch.means(workload.loss(model.module(batch.inputs), batch.targets))
+            gradient = model.gradient(second.sum())
             model.values.copy_(start)
             model.descend(gradient, settings.rate(iteration), settings.weight_decay)
             return second.detach()
 
-        loss = take_steps(context, settings.local_steps, step)
-        return Trained(
-            update=model.tensors(), samples=len(context.data.train), metrics={"loss": loss}
-        )
+        return step
 
     def model_for(
         self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None

@@ -21,6 +21,7 @@ before; a round begins with θ = w_i = w. The server sets w ← (1 - β) w + β 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -29,9 +30,14 @@ from pydantic import Field, model_validator
 from motley.algorithms.base import Broadcast, ClientContext, FloatArray, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
 from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.errors import TrainingError
 
 if TYPE_CHECKING:
     import torch
+
+    from motley.training.flat import FlatModel
+    from motley.training.steps import Drawn
+    from motley.workload import Workload
 
 
 class PFedMeSettings(LocalSettings):
@@ -76,32 +82,91 @@ class PFedMe(PersonalModel):
     ) -> Trained:
         """Take τ local steps from the broadcast; w_i is the update, θ the personal model."""
         from motley.training.flat import FlatModel
-        from motley.training.personal import full_precision_state
-        from motley.training.proximity import add_pull, step_towards
         from motley.training.steps import Feed, take_steps
 
         settings, variant = self.settings, context.workload.variants()[context.plan.variant]
         theta = FlatModel.build(variant, broadcast.tensors, context.device)
         shared = FlatModel.build(variant, broadcast.tensors, context.device)
         feed = Feed(context, settings.batches(context))
+        step = self._step(context.workload, theta, shared, feed)
+        loss = take_steps(context, settings.local_steps, step)
+        # The copy of w never sees data: its layers' statistics are the personal model's.
+        shared.adopt_buffers(theta)
+        trained = set(shared.names)
+        return self._trained(context, broadcast, shared.tensors(), theta.tensors(), trained, loss)
+
+    trains_together: ClassVar[bool] = True
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the τ local steps of all clients in one go."""
+        from motley.training.many import open_many
+        from motley.training.steps import ManyFeed, take_steps_together
+
+        settings, first = self.settings, contexts[0]
+        states = [broadcast.tensors for broadcast in broadcasts]
+        theta = open_many(contexts, first.plan.variant, states)
+        shared = open_many(contexts, first.plan.variant, states)
+        if theta is None or shared is None:
+            return None
+        feed = ManyFeed(contexts, [settings.batches(c) for c in contexts], [theta])
+        step = self._step(first.workload, theta, shared, feed)
+        losses = take_steps_together(contexts, settings.local_steps, step)
+        shared.adopt_buffers(theta)
+        trained = set(shared.names)
+        return [
+            loss
+            if isinstance(loss, TrainingError)
+            else self._trained(context, broadcast, update, personal, trained, loss)
+            for context, broadcast, update, personal, loss in zip(
+                contexts,
+                broadcasts,
+                shared.tensors_of_all(),
+                theta.tensors_of_all(),
+                losses,
+                strict=True,
+            )
+        ]
+
+    def _step(
+        self, workload: Workload, theta: FlatModel, shared: FlatModel, feed: Callable[[int], Drawn]
+    ) -> Callable[[int], torch.Tensor]:
+        """Return one local step, of one client or of many, as a function of the iteration."""
+        from motley.training.proximity import add_pull, step_towards
+
+        settings = self.settings
 
         def step(iteration: int) -> torch.Tensor:
-            inputs, targets = feed(iteration)
+            batch = feed(iteration)
             for _ in range(settings.inner_steps):
-                loss = context.workload.loss(theta.module(inputs), targets).mean()
-                gradient = theta.gradient(loss)
+                loss = batch.means(workload.loss(theta.module(batch.inputs), batch.targets))
+                gradient = theta.gradient(loss.sum())
                 add_pull(gradient, theta.values, shared.values, settings.proximity)
                 theta.descend(gradient, settings.rate(iteration), settings.weight_decay)
             rate = settings.decayed(settings.shared_rate, iteration)
             step_towards(shared.values, [theta.values], rate, settings.proximity)
             return loss.detach()
 
-        loss = take_steps(context, settings.local_steps, step)
-        # The copy of w never sees data: its layers' statistics are the personal model's.
-        shared.adopt_buffers(theta)
+        return step
+
+    def _trained(
+        self,
+        context: ClientContext,
+        broadcast: Broadcast,
+        update: Tensors,
+        personal: Tensors,
+        trained: set[str],
+        loss: float,
+    ) -> Trained:
+        from motley.training.personal import full_precision_state
+
         return Trained(
-            update=self._with_plain_statistics(shared.tensors(), set(shared.names), broadcast),
-            personal=full_precision_state(theta.tensors()),
+            update=self._with_plain_statistics(update, trained, broadcast),
+            personal=full_precision_state(personal),
             samples=len(context.data.train),
             metrics={"loss": loss},
         )

@@ -23,6 +23,8 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 class FlatModel:
     """A module, its trained parameters as views of `values`, and their gradient."""
 
+    _velocity: torch.Tensor | None = None
+
     def __init__(self, module: torch.nn.Module, first: Sequence[str] = ()) -> None:
         """Move the module's trained parameters into one new buffer.
 
@@ -46,7 +48,6 @@ class FlatModel:
         self.values = torch.cat([p.detach().reshape(-1) for p in self.parameters]).unsqueeze(0)
         """[1, d]."""
         self._gradient = torch.empty_like(self.values)
-        self._velocity: torch.Tensor | None = None
         _bind(self.parameters, self.values)
 
     @classmethod

@@ -1,17 +1,49 @@
-"""The frame of one task: its iterations, their batches, their mean loss."""
+"""The frame of one task: its iterations, their batches, their mean loss; for one client or many.
+
+A step is written once: it asks a feed for a batch, takes `batch.means` of the losses ([] for one
+client, [K] for many), and the gradient of their sum, which for many clients is each one's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
 from motley.algorithms.base import ClientContext
+from motley.errors import TrainingError
 from motley.training.batches import Batches
 from motley.training.evaluation import to_torch
-from motley.training.losses import mean_loss
+from motley.training.losses import mean_loss, mean_losses
+from motley.training.many import ManyModel
+from motley.training.padded import PaddedBatches
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+
+class Drawn(Protocol):
+    """A batch: of one client, or of many, folded."""
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """[B, ...], or [K·B, ...]."""
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """[B, ...], or [K·B, ...]."""
+
+    def means(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a value of each sample: a scalar, or each client's, [K]."""
+
+
+class Batch(NamedTuple):
+    """A batch of one client."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    def means(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a value of each sample, a scalar."""
+        return values.mean()
 
 
 class Feed:
@@ -22,9 +54,28 @@ class Feed:
         self._batches, self._device = batches, context.device
 
     def __call__(self, number: int) -> Batch:
-        """Return (inputs [B, ...], targets [B, ...]) of batch `number`, 0-based."""
+        """Return batch `number`, 0-based."""
         index = torch.from_numpy(self._batches(number)).to(self._device)
-        return self._inputs[index], self._targets[index]
+        return Batch(self._inputs[index], self._targets[index])
+
+
+class ManyFeed:
+    """The training batches of many clients by number, for models that run on them."""
+
+    def __init__(
+        self,
+        contexts: Sequence[ClientContext],
+        batches: Sequence[Batches],
+        models: Sequence[ManyModel],
+    ) -> None:
+        self._padded, self._models = PaddedBatches(contexts, batches), models
+
+    def __call__(self, number: int) -> Drawn:
+        """Return every client's batch `number`; the models leave its fillers out from here on."""
+        batch = self._padded(number)
+        for model in self._models:
+            model.rows.mask = batch.mask
+        return batch
 
 
 def take_steps(context: ClientContext, steps: int, step: Callable[[int], torch.Tensor]) -> float:
@@ -38,3 +89,18 @@ def take_steps(context: ClientContext, steps: int, step: Callable[[int], torch.T
         losses.append(step(context.plan.iteration + done))
         context.progress((done + 1) / steps)
     return mean_loss(losses, context.task)
+
+
+def take_steps_together(
+    contexts: Sequence[ClientContext], steps: int, step: Callable[[int], torch.Tensor]
+) -> list[float | TrainingError]:
+    """Do as `take_steps` for clients with equal plans; `step` returns each one's loss, [K].
+
+    Returns each client's mean loss, or the error of one whose loss was not finite.
+    """
+    losses = []
+    for done in range(steps):
+        losses.append(step(contexts[0].plan.iteration + done))
+        for context in contexts:
+            context.progress((done + 1) / steps)
+    return mean_losses(torch.stack(losses, 1), [context.task for context in contexts])
