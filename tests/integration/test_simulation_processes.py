@@ -51,6 +51,10 @@ CASES = {
     "binaryrelax": Case(tiers=BINARY),
     "fedavg": Case(settings="momentum = 0.5", sections="[wire]\nup_bits = 4\ndown_bits = 8"),
     "fedmpq": Case(tiers=("bits = 2", "bits = 4", "bits = 8")),
+    "fedp3": Case(
+        settings='keep = 0.6\nlocal_pruning = "uniform"\nupload_keep = 0.5\nhead = "personal"',
+        sections='subject = "both"\n' + COARSE,
+    ),
     "fml": Case(
         settings="momentum = 0.5",
         tiers=('variant = "cnn1"', 'variant = "cnn2"', 'variant = "mlp"'),

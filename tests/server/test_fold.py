@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,17 @@ import numpy.typing as npt
 import pytest
 
 from fedserver.aggregation.fold import Contribution, fold
-from fedserver.aggregation.reducers import weighted_mean
+from fedserver.aggregation.reducers import Reducer, median, weighted_mean
 from fedserver.errors import AggregationError
 from motley.models.units import TensorInfo, UnitTable
-from motley.wire import PayloadReader, encode_dense, quantize_uniform, write_payload
+from motley.wire import (
+    BitMask,
+    PayloadReader,
+    encode_dense,
+    encode_masked,
+    quantize_uniform,
+    write_payload,
+)
 
 TABLE = UnitTable(
     (
@@ -41,13 +49,18 @@ def write(path: Path, tensors: Tensors) -> Path:
     return path
 
 
-def run_fold(folder: Path, state: Tensors, contributions: list[Contribution]) -> Tensors:
+def run_fold(
+    folder: Path,
+    state: Tensors,
+    contributions: list[Contribution],
+    reducer: Reducer = weighted_mean,
+) -> Tensors:
     out = folder / "out"
     fold(
         table=TABLE,
         state=write(folder / "state", state),
         contributions=contributions,
-        reducer=weighted_mean,
+        reducer=reducer,
         finish_tile=lambda old, reduced: reduced,
         out=out,
     )
@@ -160,3 +173,74 @@ def test_memory_does_not_grow_with_clients(tmp_path: Path, clients: int) -> None
     tracemalloc.stop()
     model, tile = 4 * size, 4 * 65_536
     assert peak < 3.2 * model + (clients + 8) * tile
+
+
+# --- sparse updates ------------------------------------------------------------------------------
+
+
+def sparse(path: Path, tensors: Tensors, bits: npt.NDArray[np.bool_]) -> Contribution:
+    """Write an update that holds the masked values of `a.weight` and all of `a.bias`."""
+    mask = BitMask.of(bits)
+    kept = encode_dense(mask.take(tensors["a.weight"]))
+    weight = encode_masked(kept, mask, (300, 500), known=True)
+    encoded = [("a.weight", weight), ("a.bias", encode_dense(tensors["a.bias"]))]
+    write_payload(path, encoded, TABLE.tensor_table)
+    masks = {"a.weight": mask}
+    return Contribution(path.name, path, False, 1.0, masks=lambda row: masks.get(row.name))
+
+
+def masks_of(kind: str) -> list[npt.NDArray[np.bool_]]:
+    place = np.arange(300 * 500).reshape(300, 500)
+    if kind == "disjoint":
+        return [place % 4 == number for number in range(3)]
+    return [np.random.default_rng(number).random((300, 500)) < 0.4 for number in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["disjoint", "overlapping"])
+@pytest.mark.parametrize("rule", [weighted_mean, median])
+def test_each_coordinate_is_reduced_over_its_senders(
+    tmp_path: Path, kind: str, rule: Reducer
+) -> None:
+    state, clients, bits = draw(99), [draw(number) for number in range(3)], masks_of(kind)
+    weights = [1.0, 2.0, 5.0]
+    contributions = [
+        replace(sparse(tmp_path / f"c{i}", clients[i], bits[i]), coefficient=weights[i])
+        for i in range(3)
+    ]
+    result = run_fold(tmp_path, state, contributions, rule)
+    expected = state["a.weight"].astype(np.float64)
+    for place in np.ndindex(300, 500):
+        sent = [i for i in range(3) if bits[i][place]]
+        values = [float(clients[i]["a.weight"][place]) for i in sent]
+        if sent and rule is median:
+            expected[place] = np.median(values)
+        elif sent:
+            total = sum(weights[i] for i in sent)
+            expected[place] = sum(weights[i] * v for i, v in zip(sent, values, strict=True)) / total
+    np.testing.assert_allclose(result["a.weight"], expected, rtol=1e-5, atol=1e-6)
+    nobody = ~(bits[0] | bits[1] | bits[2])
+    assert nobody.sum() > 1000
+    np.testing.assert_array_equal(result["a.weight"][nobody], state["a.weight"][nobody])
+    np.testing.assert_array_equal(result["b.weight"], state["b.weight"])
+
+
+def test_whole_and_sparse_updates_mix(tmp_path: Path) -> None:
+    state, whole, partly, bits = draw(99), draw(0), draw(1), masks_of("overlapping")[0]
+    contributions = [
+        Contribution("c0", write(tmp_path / "c0", whole), False, 1.0),
+        sparse(tmp_path / "c1", partly, bits),
+    ]
+    result = run_fold(tmp_path, state, contributions)
+    mean = (whole["a.weight"] + partly["a.weight"]) / np.float32(2)
+    np.testing.assert_array_equal(result["a.weight"], np.where(bits, mean, whole["a.weight"]))
+
+
+def test_full_masks_are_the_plain_mean_to_the_last_bit(tmp_path: Path) -> None:
+    state, clients = draw(99), [draw(number) for number in range(5)]
+    every = np.ones((300, 500), np.bool_)
+    dense = [
+        Contribution(f"d{i}", write(tmp_path / f"d{i}", clients[i]), False, 1.0) for i in range(5)
+    ]
+    masked = [sparse(tmp_path / f"c{i}", clients[i], every) for i in range(5)]
+    plain = run_fold(tmp_path, state, dense)
+    np.testing.assert_array_equal(run_fold(tmp_path, state, masked)["a.weight"], plain["a.weight"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,11 +23,10 @@ from structlog.stdlib import get_logger
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors
 from motley.errors import LostStateError, PlanError, PrivacyError, TrainingError
+from motley.execution.encoding import encode_update
 from motley.models.units import UnitTable, load_tensors, variant_table
-from motley.plan import FULL_PRECISION
 from motley.privacy.ledger import PrivacyStore, TaskPrivacy
 from motley.privacy.settings import guarantee_of
-from motley.prune.masks import UploadMasks
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
 from motley.training.evaluation import evaluate
@@ -35,9 +34,6 @@ from motley.wire import (
     EncodedTensor,
     PayloadInfo,
     PayloadReader,
-    encode_dense,
-    encode_masked,
-    quantize_uniform,
     write_payload,
 )
 from motley.workload import LocalData, Variant, Workload
@@ -205,7 +201,7 @@ class Executor:
             trained = replace(trained, samples=0, metrics={})
         _check_finite(trained.update, task)
         table = self.table(task.global_variant) if algorithm.has_global_model else UnitTable(())
-        encoded = _encode_update(task, table, trained.update, received)
+        encoded = encode_update(task, table, trained.update, received)
         info = write_payload(update, encoded, table.tensor_table)
         if trained.personal is not None:
             _check_finite(trained.personal, task)
@@ -341,36 +337,3 @@ def _check_finite(tensors: Mapping[str, Array | EncodedTensor], task: TaskSpec) 
                 f"{name} is not finite after round {task.round} of run {task.run_name}; "
                 f"lower the learning rate of this client's tier"
             )
-
-
-def _encode_update(
-    task: TaskSpec,
-    table: UnitTable,
-    update: Mapping[str, Array | EncodedTensor],
-    received: Broadcast,
-) -> Iterator[tuple[str, EncodedTensor]]:
-    """Yield the update's tensors as the plan encodes them: values, or quantized deltas.
-
-    Of a sparse upload the values under the mask alone, which the server makes by itself.
-    """
-    masks = UploadMasks.of(task.plan, task.run_seed, task.round, task.client)
-    for name, values in update.items():
-        if isinstance(values, EncodedTensor):
-            yield name, values
-            continue
-        row = table[name]
-        is_delta = task.plan.sends_delta_of(row.unit) and values.dtype == np.float32
-        sent = np.subtract(values, received.tensors[name]) if is_delta else values
-        mask = None if masks is None else masks(row)
-        if mask is None:
-            yield name, _encode_values(task, name, sent, quantized=is_delta)
-            continue
-        kept = _encode_values(task, name, mask.take(sent), quantized=is_delta)
-        yield name, encode_masked(kept, mask, row.shape, known=True)
-
-
-def _encode_values(task: TaskSpec, name: str, values: Array, *, quantized: bool) -> EncodedTensor:
-    if not quantized or task.plan.up_bits == FULL_PRECISION:
-        return encode_dense(values)
-    rng = numpy_generator(task.run_seed, "encode", task.round, task.client, name)
-    return quantize_uniform(values, task.plan.up_bits, rng)
