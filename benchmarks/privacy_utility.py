@@ -13,10 +13,12 @@ The settings were chosen once, at epsilon 16, and are the same at every epsilon.
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
 from report import Ratio, report
 
 from fedserver.simulate.simulation import simulate
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--plot", type=Path, default=None)
     arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     size = {"rounds": arguments.rounds, "seeds": arguments.seeds}
     plain, spread = mean_accuracy(PLAIN.format(steps=arguments.steps), **size)
     rows = [Ratio("without privacy", plain, detail=f"range {spread:.3f}")]
