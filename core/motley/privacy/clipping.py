@@ -138,4 +138,5 @@ def _row_norms(gradients: torch.Tensor) -> torch.Tensor:
         # Row by row: a copy of all in float64 costs more than everything else here.
         return torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in rows])
     exact = torch.float32 if rows.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(rows, dim=1, dtype=exact)
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=exact)
+    return norms
