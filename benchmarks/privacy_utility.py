@@ -134,8 +134,8 @@ def main() -> None:
             rows.append(Ratio(f"{mode}, epsilon {epsilon:g}", found, detail=detail))
         curves[mode] = points
     what = (
-        f"accuracy of simulated FedAvg on digits: {CLIENTS} clients, 10 rounds of 5 steps (release: "
-        f"2 of 30), mean over {arguments.seeds} seeds"
+        f"accuracy of simulated FedAvg on digits: {CLIENTS} clients, 10 rounds of 5 steps "
+        f"(release: 2 of 30), mean over {arguments.seeds} seeds"
     )
     report("privacy_utility", what, rows)
     if arguments.plot:

@@ -46,7 +46,7 @@ class PrivateLab(Lab):
 
     def key(self, member: Member) -> bytes:
         task = self.task(member, 1, TaskKind.TRAIN)
-        labels = (task.run_id, task.round, task.attempt, task.payload_sha256, "0" * 32)
+        labels = (task.run_id, task.round, task.attempt, task.payload_sha256.hex(), "0" * 32)
         return derive_key(KEY, *labels)
 
     def done(self, place: int) -> tuple[Member, Tensors, Tensors, Tensors]:

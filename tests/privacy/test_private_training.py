@@ -27,7 +27,7 @@ MODES = pytest.mark.parametrize("settings", [RELEASE, LDP_SGD], ids=["release", 
 
 def key_of(spec: object, nonce: str = "0" * 32) -> bytes:
     """Return a task's key as the ledger derives it."""
-    labels = (spec.run_id, spec.round, spec.attempt, spec.payload_sha256, nonce)  # type: ignore[attr-defined]
+    labels = (spec.run_id, spec.round, spec.attempt, spec.payload_sha256.hex(), nonce)  # type: ignore[attr-defined]
     return derive_key(KEY, *labels)
 
 
