@@ -137,6 +137,16 @@ def test_training_that_diverges_is_no_failure_that_tells() -> None:
 
 
 @MODES
+def test_a_client_without_a_record_sends_noise_like_any_other(settings) -> None:
+    class Nothing(Points):
+        samples = 0
+
+    sent = train(settings, workload=Nothing())
+    assert sent.samples == 0
+    assert (flat(sent.update) != flat(first_model())).all()
+
+
+@MODES
 def test_noise_is_secret_and_new_for_each_attempt_round_and_model(settings) -> None:
     """What the server knows (seed, round, name) does not decide; the device's secret does."""
     results = [

@@ -10,7 +10,7 @@ import torch
 from structlog.stdlib import get_logger
 
 from motley.algorithms.base import Broadcast, ClientContext, Tensors, Trained
-from motley.errors import PrivacyError, TrainingError
+from motley.errors import DataError, PrivacyError, TrainingError
 from motley.models.units import load_tensors, read_tensors
 from motley.privacy.checks import check_module, check_types
 from motley.privacy.clipping import Forward
@@ -136,7 +136,7 @@ def _noisy_release(
         values = read_tensors(module)
         if not all(np.isfinite(v).all() for v in values.values()):
             raise TrainingError("a trained value is not finite; lower the learning rate")
-    except TrainingError as error:
+    except (DataError, TrainingError) as error:
         # A failure would tell of the data: this client releases noise alone, and learnt nothing.
         log.warning("private_training_diverged", reason=str(error))
         load_tensors(module, before)
