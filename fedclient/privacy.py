@@ -27,7 +27,7 @@ from fedclient.disk import Disk
 from fedclient.errors import OptionError
 from motley.errors import IdentityError, PrivacyLedgerError
 from motley.identity.keys import read_private, write_private
-from motley.privacy.ledger import Budget, Entry
+from motley.privacy.ledger import Budget, Entry, Labels, noise_labels
 from motley.privacy.noise import KEY_BYTES
 
 NO_BUDGET = "none"
@@ -113,6 +113,10 @@ class PrivacyFiles:
     def fresh(self) -> tuple[str, float]:
         """Return (a nonce of 128 bits, hex; the wall clock)."""
         return secrets.token_hex(16), time.time()
+
+    def labels(self, entry: Entry) -> Labels:
+        """Return run, round, attempt, model and nonce."""
+        return noise_labels(entry)
 
     def _lines(self) -> list[bytes]:
         """Return the whole lines; what follows the last line break was never used."""

@@ -272,6 +272,10 @@ FORBIDDEN = {
     }
     | {"torch"},
     "core/motley/quantize": {"motley.algorithms", "motley.training", "motley.wire", "grpc"},
+    "core/motley/privacy": {
+        *("motley.algorithms", "motley.execution", "motley.training", "motley.wire", "grpc"),
+        *("scipy", "fedclient", "fedserver"),
+    },
 }
 
 

@@ -249,6 +249,8 @@ def test_the_daemon_never_imports_torch():
         "transfer.download",
         "transfer.upload",
         "personal",
+        "privacy",
+        "privacy_view",
         "protocol",
         "worker",
     ]

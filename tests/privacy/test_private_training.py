@@ -27,7 +27,7 @@ MODES = pytest.mark.parametrize("settings", [RELEASE, LDP_SGD], ids=["release", 
 
 def key_of(spec: object, nonce: str = "0" * 32) -> bytes:
     """Return a task's key as the ledger derives it."""
-    labels = (spec.run_id, spec.round, spec.attempt, spec.payload_sha256, nonce)  # type: ignore[attr-defined]
+    labels = (spec.run_id, spec.round, spec.attempt, spec.payload_sha256.hex(), nonce)  # type: ignore[attr-defined]
     return derive_key(KEY, *labels)
 
 
@@ -134,6 +134,16 @@ def test_training_that_diverges_is_no_failure_that_tells() -> None:
     noise = SecretStream(key_of(task(diverging)), "noise")
     expected = {name: v + 2.0 * noise.gaussian(v.size).reshape(v.shape) for name, v in w.items()}
     np.testing.assert_allclose(flat(sent), flat(expected), rtol=1e-5, atol=1e-5)
+
+
+@MODES
+def test_a_client_without_a_record_sends_noise_like_any_other(settings) -> None:
+    class Nothing(Points):
+        samples = 0
+
+    sent = train(settings, workload=Nothing())
+    assert sent.samples == 0
+    assert (flat(sent.update) != flat(first_model())).all()
 
 
 @MODES

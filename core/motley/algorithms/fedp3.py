@@ -14,16 +14,17 @@ L_i and the last layer. The server takes the mean of a layer over those who sent
 | FFC | `head` |
 
 Sending a part of the model is no privacy guarantee: the server knows what it sent and sees the
-exact change of every layer that comes back.
+exact change of every layer that comes back. `privacy` gives one (DP-FedP3, docs/privacy.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from motley.algorithms.base import (
     Algorithm,
@@ -48,6 +49,7 @@ from motley.algorithms.fedp3_strategies import (
 from motley.algorithms.local_settings import LocalSettings
 from motley.models.units import UnitTable
 from motley.plan import Plan
+from motley.privacy.settings import PrivacySettings
 from motley.prune.auto import Demands, Share, affordable_share
 from motley.prune.layers import POLICIES, choosable_units, final_unit, group_of
 from motley.prune.local import LOCAL_RULES, StepMasks
@@ -59,6 +61,7 @@ from motley.wire import BitMask, EncodedTensor, encode_dense, encode_masked
 from motley.workload import Scalar
 
 if TYPE_CHECKING:
+    from motley.privacy.clipping import Forward
     from motley.training.subnetwork import Subnetwork
 
 _STRATEGIES: dict[str, Mapping[str, Any]] = {
@@ -72,7 +75,7 @@ _STRATEGIES: dict[str, Mapping[str, Any]] = {
 }
 
 
-class FedP3Settings(LocalSettings):
+class FedP3Settings(LocalSettings, PrivacySettings):
     """Settings of FedP3."""
 
     momentum: float = Field(default=0.0, ge=0, lt=1)
@@ -117,6 +120,21 @@ class FedP3Settings(LocalSettings):
         if value not in table:
             raise ValueError(f"no strategy is called {value!r}; expected one of {', '.join(table)}")
         return value
+
+    @model_validator(mode="after")
+    def _keeps_the_promise(self) -> FedP3Settings:
+        if self.privacy == "none":
+            return self
+        if self.head == "personal":
+            raise ValueError(
+                'head = "personal" goes up although the server never sent it: no noise on a '
+                'difference hides its values. A private run needs head = "global"'
+            )
+        if self.upload_step != "plain":
+            raise ValueError('a private run needs upload_step = "plain": nothing follows the noise')
+        if self.privacy == "ldp-sgd" and self.trainer != "sgd":
+            raise ValueError('privacy = "ldp-sgd" is a trainer of its own; leave trainer at "sgd"')
+        return self
 
 
 class FedP3(Algorithm):
@@ -249,6 +267,8 @@ class FedP3(Algorithm):
         settings, plan = self.settings, context.plan
         table = variant_table(context.workload.variants()[context.task.global_variant])
         network = self._open(context, table, broadcast, personal)
+        if settings.privacy != "none":
+            return self._train_privately(network, context, table, broadcast)
         metrics = resolve(TRAINERS, settings.trainer)(network, context, settings)
         trained = read_tensors(network.module)
         sent = {name: t for name, t in trained.items() if table[name].unit in plan.upload}
@@ -259,6 +279,32 @@ class FedP3(Algorithm):
             samples=len(context.data.train),
             metrics=metrics,
         )
+
+    def _train_privately(
+        self, network: Subnetwork, context: ClientContext, table: UnitTable, broadcast: Broadcast
+    ) -> Trained:
+        """Train as DP-FedP3 does; only L_i and the last layer move with "ldp-sgd"."""
+        from motley.models.units import read_tensors
+        from motley.training.private import Descent, train_privately
+
+        settings, plan = self.settings, context.plan
+
+        def masked(step: int) -> Forward:
+            masks = network.masks(plan.iteration + step)
+            return lambda values: {**values, **{n: values[n] * mask for n, mask in masks.items()}}
+
+        trained = train_privately(
+            network.module,
+            context,
+            settings,
+            broadcast,
+            [row.name for row in table if row.unit in plan.upload],
+            lambda: resolve(TRAINERS, settings.trainer)(network, context, settings),
+            Descent(
+                settings.rate, settings.weight_decay, settings.momentum, masked, network.moving
+            ),
+        )
+        return replace(trained, personal=read_tensors(network.module))
 
     def model_for(
         self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None

@@ -121,16 +121,22 @@ class PerSampleClipper:
 
 def _clipped(gradients: Sequence[torch.Tensor], clip: float) -> Iterator[torch.Tensor]:
     """Yield Σ_j g_j min(1, C / ||g_j||) for each tensor [B, ...] of gradients."""
-    exact = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    squares = sum(
-        torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=exact) ** 2 for g in gradients
-    )
-    assert isinstance(squares, torch.Tensor)
-    norms = squares.sqrt()
+    norms = torch.stack([_row_norms(g) for g in gradients]).square().sum(dim=0).sqrt()
     finite = norms.isfinite()
-    factors = torch.where(finite, clip / norms.clamp(min=clip), torch.zeros_like(norms))
-    for g in gradients:
-        shape = (-1, *(1,) * (g.dim() - 1))
+    factors = clip / norms.clamp(min=clip)
+    if not finite.all():
         # Not 0 times: a NaN times 0 is a NaN.
-        kept = torch.where(finite.view(shape), g, torch.zeros_like(g))
-        yield (kept * factors.to(g.dtype).view(shape)).sum(dim=0)
+        gradients, factors = [g[finite] for g in gradients], factors[finite]
+    for g in gradients:
+        yield torch.tensordot(factors.to(g.dtype), g, dims=1)
+
+
+def _row_norms(gradients: torch.Tensor) -> torch.Tensor:
+    """Return the L2 norm of each record's gradient, [B], summed in float64 where there is one."""
+    rows = gradients.flatten(1)
+    if rows.device.type == "cpu":
+        # Row by row: a copy of all in float64 costs more than everything else here.
+        return torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in rows])
+    exact = torch.float32 if rows.device.type == "mps" else torch.float64
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=exact)
+    return norms

@@ -70,6 +70,14 @@ class Entry(BaseModel):
     """Wall clock, seconds since 1970."""
 
 
+Labels = tuple[str | int, ...]
+
+
+def noise_labels(entry: Entry) -> Labels:
+    """Return what a task's key is derived from besides the secret."""
+    return entry.run, entry.round, entry.attempt, entry.model, entry.nonce
+
+
 class PrivacyStore(Protocol):
     """Where a device keeps its secret, its record and its owner's budget."""
 
@@ -90,6 +98,9 @@ class PrivacyStore(Protocol):
 
     def fresh(self) -> tuple[str, float]:
         """Return (a nonce, hex; the wall clock)."""
+
+    def labels(self, entry: Entry) -> Labels:
+        """Return what a task's key is derived from besides the secret: `noise_labels`."""
 
 
 @dataclass
@@ -125,6 +136,10 @@ class MemoryStore:
     def fresh(self) -> tuple[str, float]:
         """Return a count instead of a random number: the same key then gives the same noise."""
         return f"{len(self.kept):032x}", 0.0
+
+    def labels(self, entry: Entry) -> Labels:
+        """Return run, round, attempt, model and nonce."""
+        return noise_labels(entry)
 
 
 def divergences_of(entries: Iterable[Entry], unit: Unit) -> Divergences:
@@ -192,9 +207,7 @@ class TaskPrivacy:
             secret = store.secret()
             store.append(entry)
         self.has_spent = True
-        task = self._task
-        labels = (task.run_id, task.round, task.attempt, task.payload_sha256, entry.nonce)
-        return derive_key(secret, *labels)
+        return derive_key(secret, *store.labels(entry))
 
     def _entry(self, guarantee: Guarantee, noise_multiplier: float) -> Entry:
         task = self._task

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from structlog.stdlib import get_logger
 
 from motley.algorithms.base import Broadcast, ClientContext, Tensors, Trained
-from motley.errors import PrivacyError, TrainingError
-from motley.models.units import read_tensors
+from motley.errors import DataError, PrivacyError, TrainingError
+from motley.models.units import load_tensors, read_tensors
 from motley.privacy.checks import check_module, check_types
 from motley.privacy.clipping import Forward
 from motley.privacy.dp_sgd import private_sgd
@@ -129,13 +130,16 @@ def _noisy_release(
     key: bytes,
 ) -> Tensors:
     assert settings.noise_multiplier is not None
-    received = broadcast.tensors
+    before = read_tensors(module)
     try:
         train()
         values = read_tensors(module)
-    except TrainingError as error:
-        # A failure would tell of the data: this client releases noise alone.
+        if not all(np.isfinite(v).all() for v in values.values()):
+            raise TrainingError("a trained value is not finite; lower the learning rate")
+    except (DataError, TrainingError) as error:
+        # A failure would tell of the data: this client releases noise alone, and learnt nothing.
         log.warning("private_training_diverged", reason=str(error))
-        values = received
-    trained = {name: values[name] for name in names}
+        load_tensors(module, before)
+        values = before
+    trained, received = {name: values[name] for name in names}, broadcast.tensors
     return private_release(trained, received, settings.clip, settings.noise_multiplier, key)

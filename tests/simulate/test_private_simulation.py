@@ -1,0 +1,53 @@
+"""Private runs in a simulation: they repeat, they go on, and the server's own data tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedserver.simulate.simulation import simulate
+
+RUN = """
+[run]
+name = "private"
+algorithm = "{algorithm}"
+rounds = 2
+seed = {seed}
+global_variant = "mlp"
+[workload]
+name = "digits"
+[clients]
+expected = 3
+[settings]
+local_steps = 2
+batch_size = 10
+privacy = "release"
+epsilon = 20.0
+delta = 1e-5
+noise_multiplier = 3.0
+{settings}
+[evaluate]
+every = 2
+held_out = "digits?clients=3&classes=4"
+[simulate]
+data = "digits?clients={{clients}}&client={{client}}&classes=4&train=20"
+"""
+
+
+def states(algorithm: str, settings: str, folder: Path | None = None, seed: int = 3) -> list[str]:
+    text = RUN.format(algorithm=algorithm, settings=settings, seed=seed)
+    record = simulate(text, directory=folder).record
+    assert record["status"] == "finished", record["reason"]
+    assert "held_out_accuracy" in record["history"][-1]["metrics"]
+    assert all(not entry["metrics"] for entry in record["history"] if entry["kind"] == "train")
+    return [entry["state_after"] for entry in record["history"] if entry["kind"] == "train"]
+
+
+def test_a_private_simulation_repeats_and_its_seed_counts(tmp_path: Path) -> None:
+    uniform = 'weighting = "uniform"'
+    first = states("fedavg", uniform, tmp_path / "a")
+    assert states("fedavg", uniform) == first
+    assert not set(states("fedavg", uniform, seed=4)) & set(first)
+
+
+def test_dp_fedp3_runs_in_a_simulation() -> None:
+    assert len(set(states("fedp3", 'layers = "lowerb"'))) == 2
