@@ -6,6 +6,7 @@ proximal steps on weights and centres; `motley.training.alternating` holds the s
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.algorithms.local_settings import LocalSettings
-from motley.errors import PlanError
+from motley.errors import PlanError, TrainingError
 from motley.quantize.rules import CentreRules, CentreStep, Mode, Rates, Start
 from motley.quantize.schedule import Schedule
 from motley.wire import encode_codebook, encode_dense
@@ -121,6 +122,37 @@ class Local(Algorithm):
         state, metrics = self._steps(context, personal, None)
         return Trained(update={}, personal=state, samples=len(context.data.train), metrics=metrics)
 
+    trains_together: ClassVar[bool] = True
+
+    def kind_of(self, context: ClientContext, personal: Tensors | None) -> Hashable:
+        """Return what a state holds (centres, codes) and its λ₀: they are the same in a group."""
+        if personal is None:
+            return "fresh"
+        return tuple(personal), personal["penalty"].tobytes() if "penalty" in personal else b""
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the task's steps on all clients' personal models in one go."""
+        found = self._steps_together(contexts, personals, None)
+        if found is None:
+            return None
+        states, losses = found
+        return [
+            loss
+            if isinstance(loss, TrainingError)
+            else Trained(
+                update={},
+                personal=state,
+                samples=len(context.data.train),
+                metrics={"loss": loss},
+            )
+            for context, state, loss in zip(contexts, states, losses, strict=True)
+        ]
+
     def model_for(
         self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
     ) -> tuple[str, Tensors]:
@@ -187,6 +219,43 @@ class Local(Algorithm):
             )
             context.progress((done + 1) / settings.local_steps)
         return close_state(model, state), {"loss": mean_loss(losses, context.task)}
+
+    def _steps_together(
+        self,
+        contexts: Sequence[ClientContext],
+        personals: Sequence[Tensors | None],
+        teacher: Teacher | None,
+    ) -> tuple[list[Tensors], list[float | TrainingError]] | None:
+        """Take the iterations of K tasks; return new states and losses, None where they cannot."""
+        import torch
+
+        from motley.training.alternating import iterate
+        from motley.training.losses import mean_losses
+        from motley.training.padded import PaddedBatches
+        from motley.training.personal import close_states, open_states
+
+        settings, plan, workload = self.settings, contexts[0].plan, contexts[0].workload
+        schedule = settings.schedule(plan.iterations)
+        states = [self._state(c, p) for c, p in zip(contexts, personals, strict=True)]
+        model = open_states(states, contexts, settings.rules())
+        if model is None:
+            return None
+        penalty = float(states[0]["penalty"][0]) if "penalty" in states[0] else 0.0
+        batches = PaddedBatches(contexts, [settings.batches(context) for context in contexts])
+        losses = []
+        for done in range(settings.local_steps):
+            iteration = plan.iteration + done
+            if schedule.frozen(iteration):
+                model.freeze()
+            batch = batches(iteration)
+            rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)
+            losses.append(
+                iterate(model, workload, batch.inputs, batch.targets, rates, teacher, batch)
+            )
+            for context in contexts:
+                context.progress((done + 1) / settings.local_steps)
+        tasks = [context.task for context in contexts]
+        return close_states(model, states), mean_losses(torch.stack(losses, 1), tasks)
 
     def _state(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the personal state to start from: the one handed in, or a fresh one.

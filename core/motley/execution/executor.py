@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +21,13 @@ import torch
 from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
-from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors
+from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors, Trained
 from motley.errors import LostStateError, PlanError, TrainingError
 from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.plan import FULL_PRECISION
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
-from motley.training.evaluation import evaluate
+from motley.training.evaluation import evaluate_all
 from motley.wire import (
     EncodedTensor,
     PayloadInfo,
@@ -37,7 +37,7 @@ from motley.wire import (
     quantize_uniform,
     write_payload,
 )
-from motley.workload import LocalData, Variant, Workload
+from motley.workload import LocalData, Split, Variant, Workload
 
 log = get_logger()
 
@@ -109,22 +109,28 @@ class Executor:
         """
         started = time.monotonic()
         algorithm = registry.find(task.algorithm).configure(task.plan.settings)
-        context = ClientContext(
+        context = self.context(task, progress)
+        state, restarted = personal_state(algorithm, task, personal)
+        with ExitStack() as stack:
+            received = self.open(task, broadcast, stack)
+            outcome = self._do(algorithm, context, received, state, personal, update, model)
+        return replace(
+            outcome,
+            metrics=finite_metrics(outcome.metrics, task),
+            seconds=time.monotonic() - started,
+            restarted=restarted,
+        )
+
+    def context(
+        self, task: TaskSpec, progress: Callable[[float], None] = lambda fraction: None
+    ) -> ClientContext:
+        """Return what an algorithm's client half works with."""
+        return ClientContext(
             task=task,
             workload=self._workload,
             data=self._data,
             device=self._device,
             progress=progress,
-        )
-        state, restarted = _personal_state(algorithm, task, personal)
-        with ExitStack() as stack:
-            received = self._open(task, broadcast, stack)
-            outcome = self._do(algorithm, context, received, state, personal, update, model)
-        return replace(
-            outcome,
-            metrics=_finite_metrics(outcome.metrics, task),
-            seconds=time.monotonic() - started,
-            restarted=restarted,
         )
 
     def _do(
@@ -143,7 +149,8 @@ class Executor:
             numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
         )
         if task.kind is TaskKind.TRAIN:
-            return self._train(algorithm, context, received, state, personal, update)
+            trained = algorithm.train(context, received, state)
+            return self.keep(task, trained, received, personal, update)
         if task.kind is TaskKind.EVALUATE:
             return self._evaluate(algorithm, context, received, state)
         return self._finish(algorithm, context, received, state, model)
@@ -164,7 +171,7 @@ class Executor:
         with torch.random.fork_rng(devices=[]):
             return self._variant(variant).build()
 
-    def _open(self, task: TaskSpec, broadcast: Path | None, stack: ExitStack) -> Broadcast:
+    def open(self, task: TaskSpec, broadcast: Path | None, stack: ExitStack) -> Broadcast:
         """Return the broadcast, whose packed tensors lie in a file that `stack` closes."""
         if not task.payload_sha256:
             return Broadcast({})
@@ -174,19 +181,17 @@ class Executor:
         reader = stack.enter_context(PayloadReader(broadcast, table))
         return Broadcast({name: reader[name] for name in reader.names})
 
-    def _train(
+    def keep(
         self,
-        algorithm: Algorithm,
-        context: ClientContext,
+        task: TaskSpec,
+        trained: Trained,
         received: Broadcast,
-        state: Tensors | None,
         personal: PersonalStore,
         update: Path,
     ) -> Outcome:
-        task = context.task
-        trained = algorithm.train(context, received, state)
+        """Encode what came of a training task, and keep its personal state, uncounted."""
         _check_finite(trained.update, task)
-        table = self.table(task.global_variant).tensor_table if algorithm.has_global_model else None
+        table = self.table(task.global_variant).tensor_table if task.global_variant else None
         encoded = _encode_update(task, trained.update, received)
         info = write_payload(update, encoded, table or TensorTable(()))
         if trained.personal is not None:
@@ -229,13 +234,19 @@ class Executor:
         return Outcome(metrics=metrics)
 
     def _score(self, variant: str, tensors: Tensors) -> dict[str, float]:
+        return self.score_for_all(variant, tensors, [self._data.test])[0]
+
+    def score_for_all(
+        self, variant: str, tensors: Tensors, splits: Sequence[Split]
+    ) -> list[dict[str, float]]:
+        """Return what one model scores on each of the splits."""
         module = self._build(variant)
         load_tensors(module, tensors)
         module.to(self._device)
-        return evaluate(module, self._workload, self._data.test, self._device)
+        return evaluate_all(module, self._workload, splits, self._device)
 
 
-def _personal_state(
+def personal_state(
     algorithm: Algorithm, task: TaskSpec, personal: PersonalStore
 ) -> tuple[Tensors | None, bool]:
     """Return (state to start from, whether it was lost and starts afresh)."""
@@ -263,7 +274,7 @@ def _personal_state(
     return None, True
 
 
-def _finite_metrics(metrics: Mapping[str, float], task: TaskSpec) -> dict[str, float]:
+def finite_metrics(metrics: Mapping[str, float], task: TaskSpec) -> dict[str, float]:
     """Return the metrics without NaN and infinity: JSON cannot say them, no mean can use them."""
     kept = {}
     for name, value in metrics.items():
