@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
@@ -22,19 +22,19 @@ OPEN_TASKS = ("planned", "offered", "taken")
 
 def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
     """Close a round at its goal, at its deadline, or when nobody is left to wait for."""
-    rows = tx.execute(select(tasks).where(tasks.c.round_id == current.id)).all()
-    arrived = sum(row.status in ("accepted", "done") for row in rows)
-    waiting = [row for row in rows if row.status in OPEN_TASKS]
+    mine = tasks.c.round_id == current.id
+    by_status = select(tasks.c.status, func.count()).where(mine).group_by(tasks.c.status)
+    counts: dict[str, int] = {found[0]: found[1] for found in tx.execute(by_status)}
+    arrived = counts.get("accepted", 0) + counts.get("done", 0)
+    waiting = sum(counts.get(status, 0) for status in OPEN_TASKS)
     overdue = engine.clock.monotonic() >= engine.deadlines.get(current.id, float("inf"))
     if arrived < current.goal and waiting and not overdue:
         return False
-    outcome = "surplus" if arrived >= current.goal else "late"
-    for row in waiting:
-        tx.execute(
-            update(tasks)
-            .where(tasks.c.id == row.id)
-            .values(status=outcome, ended=engine.clock.wall())
-        )
+    tx.execute(
+        update(tasks)
+        .where(mine, tasks.c.status.in_(OPEN_TASKS))
+        .values(status="surplus" if arrived >= current.goal else "late", ended=engine.clock.wall())
+    )
     engine.deadlines.pop(current.id, None)
     if current.kind == "evaluate" or arrived >= max(1, current.minimum):
         now = engine.clock.wall()
@@ -51,7 +51,8 @@ def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
     _abandon(engine, tx, current, why)
     context = engine.context(tx, current.run)
     if _failures(tx, current) > context.runfile.round.retries:
-        reasons = sorted({row.reason for row in rows if row.reason})
+        given = select(tasks.c.reason).where(mine, tasks.c.reason != "").distinct()
+        reasons = sorted(tx.scalars(given))
         detail = "".join(f"; {reason}" for reason in reasons)
         engine.set_status(
             tx, current.run, "paused", f"round {current.round}: {why}{detail}", ended=False
@@ -137,12 +138,14 @@ def folded(engine: Engine, tx: Connection, job: FoldJob, digest: str, seconds: f
     rows = tx.execute(
         select(tasks).where(tasks.c.round_id == job.round_id, tasks.c.status == "accepted")
     ).all()
-    for row in rows:
-        tx.execute(update(tasks).where(tasks.c.id == row.id).values(status="counted"))
+    accepted = tasks.c.round_id == job.round_id, tasks.c.status == "accepted"
+    tx.execute(update(tasks).where(*accepted).values(status="counted"))
+    if rows:
         tx.execute(
             update(members)
-            .where(members.c.run == current.run, members.c.client == row.client)
-            .values(counted_version=row.id)
+            .where(members.c.run == current.run, members.c.client == bindparam("name"))
+            .values(counted_version=bindparam("version")),
+            [{"name": row.client, "version": row.id} for row in rows],
         )
     tx.execute(
         update(rounds)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
@@ -87,8 +88,7 @@ def begin(
     round_id = int(inserted[0])
     engine.phases[round_id] = engine.clock.monotonic()
     moment = moment_of(tx, run, context, max(1, number))
-    for member in cohort:
-        add_task(tx, run, context, member, moment, kind, attempt, round_id)
+    add_tasks(tx, run, context, cohort, moment, kind, attempt, round_id)
     if run.reason:
         tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     return True
@@ -144,43 +144,53 @@ def enrolled_members(tx: Connection, run_id: str, context: RunContext) -> list[M
     return [context.member(row) for row in rows]
 
 
-def add_task(
+def add_tasks(
     tx: Connection,
     run: Any,
     context: RunContext,
-    member: Member,
+    cohort: Sequence[Member],
     moment: Moment,
     kind: str,
     attempt: int,
     round_id: int | None,
-) -> str:
-    """Plan for one client and put its task on record, not yet offered."""
-    row = tx.execute(
-        select(members).where(members.c.run == run.id, members.c.client == member.name)
-    ).one()
-    plan = context.algorithm.plan(member, moment)
-    task_id = f"{run.id}-{moment.round:05d}-{attempt}-{kind}-{member.name}"
-    if round_id is None:
-        task_id = f"{run.id}-{run.rounds:05d}-finish-{member.name}"
-    tx.execute(
-        insert(tasks).values(
-            id=task_id,
-            run=run.id,
-            round_id=round_id,
-            client=member.name,
-            kind=kind,
-            status="planned",
-            spec={
-                "round": moment.round,
-                "rounds": moment.rounds,
-                "attempt": attempt,
-                "plan": plan.to_json(),
-                "base_version": row.counted_version,
-                "threads": row.threads,
-            },
+) -> list[str]:
+    """Plan for each client and put their tasks on record, not yet offered; return their ids."""
+    mine = select(members.c.client, members.c.counted_version, members.c.threads)
+    rows = {row.client: row for row in tx.execute(mine.where(members.c.run == run.id))}
+    values = []
+    for member in cohort:
+        task_id = f"{run.id}-{moment.round:05d}-{attempt}-{kind}-{member.name}"
+        if round_id is None:
+            task_id = f"{run.id}-{run.rounds:05d}-finish-{member.name}"
+        spec = {
+            "round": moment.round,
+            "rounds": moment.rounds,
+            "attempt": attempt,
+            "plan": context.algorithm.plan(member, moment).to_json(),
+            "base_version": rows[member.name].counted_version,
+            "threads": rows[member.name].threads,
+        }
+        values.append(
+            {
+                "id": task_id,
+                "run": run.id,
+                "round_id": round_id,
+                "client": member.name,
+                "kind": kind,
+                "status": "planned",
+                "spec": spec,
+            }
         )
-    )
-    return task_id
+    if values:
+        tx.execute(insert(tasks), values)
+    return [str(value["id"]) for value in values]
+
+
+def offer(tx: Connection, offers: Sequence[Mapping[str, str]]) -> None:
+    """Offer tasks, each `task` with the payload `digest`."""
+    if offers:
+        changed = update(tasks).where(tasks.c.id == bindparam("task"))
+        tx.execute(changed.values(status="offered", payload=bindparam("digest")), list(offers))
 
 
 def open_job(tx: Connection, context: RunContext, current: Any) -> OpenJob:
@@ -203,12 +213,13 @@ def opened(
     if current is None or current.status != "opening":
         return  # stopped or removed meanwhile
     broadcast = needs_broadcast(job.context, current.kind)
-    for row in tx.execute(select(tasks).where(tasks.c.round_id == job.round_id)).all():
+    mine = select(tasks.c.id, tasks.c.client, tasks.c.spec).where(tasks.c.round_id == job.round_id)
+    offers = []
+    for row in tx.execute(mine).all():
         payload = digests[Form.of(Plan.from_json(row.spec["plan"]))] if broadcast else ""
-        tx.execute(
-            update(tasks).where(tasks.c.id == row.id).values(status="offered", payload=payload)
-        )
+        offers.append({"task": row.id, "digest": payload})
         woken.add(row.client)
+    offer(tx, offers)
     phases = {"open": engine.elapsed(current.id, current.opened)}
     now, engine.phases[current.id] = engine.clock.wall(), engine.clock.monotonic()
     tx.execute(

@@ -11,11 +11,12 @@ from fedserver.rounds.closing import OPEN_TASKS, close_if_due, evaluated, fold_j
 from fedserver.rounds.context import RunContext
 from fedserver.rounds.jobs import HeldOutJob, Job
 from fedserver.rounds.opening import (
-    add_task,
+    add_tasks,
     begin,
     enrolled_members,
     moment_of,
     needs_broadcast,
+    offer,
     open_job,
 )
 from fedserver.storage.schema import rounds, tasks
@@ -57,12 +58,10 @@ def _finish(engine: Engine, tx: Connection, run: Any, context: RunContext, woken
     """End a run; every client gets a finish task now, absent ones when they return."""
     moment = moment_of(tx, run, context, run.rounds)
     payload = run.state if needs_broadcast(context, "finish") else ""
-    for member in enrolled_members(tx, run.id, context):
-        task_id = add_task(tx, run, context, member, moment, "finish", 0, None)
-        tx.execute(
-            update(tasks).where(tasks.c.id == task_id).values(status="offered", payload=payload)
-        )
-        woken.add(member.name)
+    cohort = enrolled_members(tx, run.id, context)
+    task_ids = add_tasks(tx, run, context, cohort, moment, "finish", 0, None)
+    offer(tx, [{"task": task_id, "digest": payload} for task_id in task_ids])
+    woken.update(member.name for member in cohort)
     engine.set_status(tx, run.id, "finished", "", ended=True)
 
 
