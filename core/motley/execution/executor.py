@@ -218,6 +218,18 @@ class Executor:
         model: Path,
     ) -> Outcome:
         """Write the packed model and report on what the *re-read* file predicts."""
+        variant, tensors, metrics = self.pack(algorithm, context, received, state, model)
+        return Outcome(metrics={**self._score(variant, tensors), **metrics})
+
+    def pack(
+        self,
+        algorithm: Algorithm,
+        context: ClientContext,
+        received: Broadcast,
+        state: Tensors | None,
+        model: Path,
+    ) -> tuple[str, Tensors, dict[str, float]]:
+        """Write the packed model; return its variant, what the file holds, and its figures."""
         finished = algorithm.finish(context, received, state)
         info = write_payload(model, list(finished.model.items()), None)
         with PayloadReader(model, None) as reader:
@@ -227,11 +239,11 @@ class Executor:
             "packed_bytes": float(info.size),
             "dense_bytes": float(sum(np.dtype(r.dtype).itemsize * r.size for r in table.rows)),
         }
-        metrics = {**finished.metrics, **self._score(finished.variant, tensors), **sizes}
+        metrics = {**finished.metrics, **sizes}
         if algorithm.keeps_personal_state and state is None:
             # Never sampled, or never counted: the model is the one that training starts from.
             metrics["untrained"] = 1.0
-        return Outcome(metrics=metrics)
+        return finished.variant, tensors, metrics
 
     def _score(self, variant: str, tensors: Tensors) -> dict[str, float]:
         return self.score_for_all(variant, tensors, [self._data.test])[0]

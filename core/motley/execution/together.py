@@ -6,8 +6,9 @@ many clients test is tested once on all of their samples. All else is done clien
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def run_together(assignments: Sequence[Assignment]) -> list[Outcome | Exception]
             if entry is not None:
                 ready.append(entry)
         for group in _groups(ready):
-            found.update(_train(group) if group[0].is_training else _evaluate(group))
+            found.update(_DO[group[0].context.task.kind](group))
     for number, assignment in enumerate(assignments):
         if number not in found:
             found[number] = assignment.run()
@@ -88,10 +89,6 @@ class _Entry:
     model: tuple[str, Tensors] | None = None
     """Of an evaluation."""
 
-    @property
-    def is_training(self) -> bool:
-        return self.context.task.kind is TaskKind.TRAIN
-
 
 class _Opened:
     """Broadcasts by digest, each decoded once for all clients that got it."""
@@ -105,10 +102,10 @@ class _Opened:
         task, executor = assignment.task, assignment.executor
         algorithm = registry.find(task.algorithm).configure(task.plan.settings)
         context = executor.context(task)
-        alone = task.kind is TaskKind.FINISH or (
-            task.kind is TaskKind.TRAIN
-            and not (algorithm.trains_together and context.workload.batchable)
-        )
+        if task.kind is TaskKind.TRAIN:
+            alone = not (algorithm.trains_together and context.workload.batchable)
+        else:
+            alone = task.kind is TaskKind.FINISH and algorithm.keeps_personal_state
         if alone:
             return None
         state, restarted = personal_state(algorithm, task, assignment.personal)
@@ -117,6 +114,8 @@ class _Opened:
         if task.kind is TaskKind.EVALUATE:
             model = algorithm.model_for(context, task.subject, received, state)
             key: Hashable = (task.kind, model[0], id(model[1]))
+        elif task.kind is TaskKind.FINISH:
+            key = (task.kind, _plan_key(task), task.payload_sha256)
         else:
             key = (task.kind, _plan_key(task), algorithm.kind_of(context, state))
         return _Entry(
@@ -205,16 +204,42 @@ def _kept(entry: _Entry, trained: Trained | TrainingError, seconds: float) -> Ou
 
 def _evaluate(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
     """Test one model on the samples of all clients that got it."""
-    began = time.monotonic()
     assert group[0].model is not None
+    return _scored(group, *group[0].model, {})
+
+
+def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
+    """Pack the one model that all clients of a group end with, and test it for each."""
+    first, *others = group
+    source = first.assignment.model
+    try:
+        packed = first.assignment.executor.pack(
+            first.algorithm, first.context, first.received, first.state, source
+        )
+        for other in others:
+            shutil.copyfile(source, other.assignment.model)
+    except Exception as error:
+        return {entry.number: error for entry in group}
+    return _scored(group, *packed)
+
+
+def _scored(
+    group: Sequence[_Entry], variant: str, tensors: Tensors, more: Mapping[str, float]
+) -> dict[int, Outcome | Exception]:
+    began = time.monotonic()
     try:
         scores = group[0].assignment.executor.score_for_all(
-            *group[0].model, [entry.context.data.test for entry in group]
+            variant, tensors, [entry.context.data.test for entry in group]
         )
     except Exception as error:
         return {entry.number: error for entry in group}
     seconds = (time.monotonic() - began) / len(group)
     return {
-        entry.number: Outcome(metrics=finite_metrics(score, entry.context.task), seconds=seconds)
+        entry.number: Outcome(
+            metrics=finite_metrics({**score, **more}, entry.context.task), seconds=seconds
+        )
         for entry, score in zip(group, scores, strict=True)
     }
+
+
+_DO = {TaskKind.TRAIN: _train, TaskKind.EVALUATE: _evaluate, TaskKind.FINISH: _finish}
