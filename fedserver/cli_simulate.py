@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,9 @@ def simulate(
     ] = "",
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Training threads of each client. Default: 1.", min=1),
+        typer.Option(
+            help="Training threads of each client. Default: 1, with --batch all cores.", min=1
+        ),
     ] = None,
     batch: Annotated[
         int, typer.Option(help="Clients that train at once; 1: one by one, exactly.", min=1)
@@ -67,6 +70,8 @@ def simulate(
     from fedserver.simulate.population import population_of
     from motley.plugins import parse_mappings
 
+    # Before torch is imported: threads that spin while they wait take the cores from each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     configure(LogFormat.CONSOLE, logging.WARNING)
     try:
         text = runfile.read_text()

@@ -208,8 +208,8 @@ class Simulate(_Section):
     """Template of each client's data spec."""
     tiers: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """Clients of each tier, in order of number."""
-    threads: int = Field(default=1, ge=1)
-    """Training threads of each client: what their devices would say."""
+    threads: int | None = Field(default=None, ge=1)
+    """Training threads of each client; default: 1, and of clients that train together all cores."""
 
 
 class RunFile(_Section):

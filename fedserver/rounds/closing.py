@@ -52,7 +52,8 @@ def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
     _abandon(engine, tx, current, why)
     context = engine.context(tx, current.run)
     if _failures(tx, current) > context.runfile.round.retries:
-        reasons = sorted({row.reason for row in rows if row.reason})
+        given = select(tasks.c.reason).where(mine, tasks.c.reason != "").distinct()
+        reasons = sorted(tx.scalars(given))
         detail = "".join(f"; {reason}" for reason in reasons)
         engine.set_status(
             tx, current.run, "paused", f"round {current.round}: {why}{detail}", ended=False

@@ -98,16 +98,19 @@ class TaskDesk:
         A task that was taken before is given again: the client died over it.
         """
         found: dict[str, TaskSpec] = {}
+        taken = []
         with self._engine.database.begin() as tx:
             for row in tx.execute(_OPEN, {"clients": list(clients)}).all():
-                if row.client not in found:
-                    spec = self._readable(tx, row)
-                    if spec is not None:
-                        found[row.client] = spec
+                spec = None if row.client in found else self._readable(tx, row)
+                if spec is not None:
+                    found[row.client] = spec
+                    taken += [row.id] if row.status == "offered" else []
+            if taken:
+                tx.execute(update(tasks).where(tasks.c.id.in_(taken)).values(status="taken"))
         return [found.get(client) for client in clients]
 
     def _readable(self, tx: Connection, row: Any) -> TaskSpec | None:
-        """Give a task out; one whose record cannot be read fails alone, not with its client."""
+        """Read a task; one whose record cannot be read fails alone, not with its client."""
         try:
             spec = self._spec(tx, row)
         except Exception as error:
@@ -115,8 +118,6 @@ class TaskDesk:
             values = {"status": "failed", "reason": f"internal error: {error!r}"}
             tx.execute(update(tasks).where(tasks.c.id == row.id).values(**values))
             return None
-        if row.status == "offered":
-            tx.execute(update(tasks).where(tasks.c.id == row.id).values(status="taken"))
         log.info("task_given", run=spec.run_id, client=row.client, kind=row.kind, round=spec.round)
         return spec
 
@@ -175,12 +176,15 @@ class TaskDesk:
 
     def count_download(self, task_id: str, sent: int) -> None:
         """Add to the bytes that went out for a task."""
-        with self._engine.database.begin() as tx:
-            tx.execute(
-                update(tasks)
-                .where(tasks.c.id == task_id)
-                .values(bytes_down=tasks.c.bytes_down + sent)
-            )
+        self.count_downloads({task_id: sent})
+
+    def count_downloads(self, sent: Mapping[str, int]) -> None:
+        """Add to the bytes that went out for each task."""
+        add = update(tasks).where(tasks.c.id == bindparam("task"))
+        counts = [{"task": task_id, "sent": count} for task_id, count in sent.items()]
+        if counts:
+            with self._engine.database.begin() as tx:
+                tx.execute(add.values(bytes_down=tasks.c.bytes_down + bindparam("sent")), counts)
 
     def begin_upload(self, client: str, task_id: str, digest: str) -> Ticket | Receipt:
         """Return what the update must be, or what became of it when nothing is to be sent.
@@ -233,53 +237,83 @@ class TaskDesk:
 
     def accept(self, arrived: Arrived) -> Receipt:
         """Put an update on record; only after this is it acknowledged."""
-        engine = self._engine
-        with engine.transition() as tx:
-            row = tx.execute(select(tasks).where(tasks.c.id == arrived.task_id)).first()
-            if row is None:
-                raise UnknownTaskError(f"task {arrived.task_id} is gone: its run was removed")
-            settled = self._settled(row, arrived.digest)
-            if settled is not None:
-                return settled
-            current = tx.execute(select(rounds).where(rounds.c.id == row.round_id)).one()
-            count = tx.scalar(
-                select(func.count()).where(
-                    tasks.c.round_id == row.round_id, tasks.c.status == "accepted"
+        return self.accept_all([arrived])[0]
+
+    def accept_all(self, updates: Sequence[Arrived]) -> list[Receipt]:
+        """Put updates of one round on record, as they arrived one after another."""
+        receipts, values = [], []
+        with self._engine.transition() as tx:
+            wanted = select(tasks).where(tasks.c.id.in_([a.task_id for a in updates]))
+            rows = {row.id: row for row in tx.execute(wanted)}
+            room: dict[int, int] = {}
+            for arrived in updates:
+                row = rows.get(arrived.task_id)
+                if row is None:
+                    raise UnknownTaskError(f"task {arrived.task_id} is gone: its run was removed")
+                receipt = self._settled(row, arrived.digest)
+                if receipt is None:
+                    receipt = self._receipt(tx, row.round_id, room)
+                    values.append(self._accepted(tx, row, arrived, receipt))
+                    log.info(
+                        "update_received", run=row.run, client=row.client, status=receipt.value
+                    )
+                receipts.append(receipt)
+            if values:
+                changed: dict[str, Any] = {
+                    name: bindparam(f"new_{name}") for name in values[0] if name != "task"
+                }
+                tx.execute(
+                    update(tasks).where(tasks.c.id == bindparam("new_task")).values(changed),
+                    [{f"new_{name}": v for name, v in row.items()} for row in values],
                 )
+        if values:
+            self._engine.changed()
+        return receipts
+
+    def _receipt(self, tx: Connection, round_id: int, room: dict[int, int]) -> Receipt:
+        """Return what becomes of one more update of a round; `room` is what rounds still take."""
+        if round_id not in room:
+            current = tx.execute(
+                select(rounds.c.status, rounds.c.goal).where(rounds.c.id == round_id)
+            ).one()
+            accepted = select(func.count()).where(
+                tasks.c.round_id == round_id, tasks.c.status == "accepted"
             )
-            receipt = Receipt.ACCEPTED
-            if current.status != "open":
-                receipt = Receipt.LATE
-            elif (count or 0) >= current.goal:
-                receipt = Receipt.SURPLUS
-            context = engine.context(tx, row.run)
-            cap = context.runfile.clients.max_samples
-            facts = UpdateFacts(
-                samples=min(arrived.samples, cap) if cap else arrived.samples,
-                metrics=arrived.metrics,
-                plan=Plan.from_json(row.spec["plan"]),
-                bits=arrived.found.widths,
-                distances=arrived.found.distances,
-            )
-            tx.execute(
-                update(tasks)
-                .where(tasks.c.id == row.id)
-                .values(
-                    status=receipt.value,
-                    update=arrived.digest,
-                    spec={**row.spec, "receipt": receipt.value},
-                    update_bytes=arrived.size,
-                    bytes_up=tasks.c.bytes_up + arrived.bytes_up,
-                    scalars=context.algorithm.measure(facts),
-                    metrics=dict(arrived.metrics),
-                    seconds=arrived.seconds,
-                    restarted=arrived.restarted,
-                    ended=engine.clock.wall(),
-                )
-            )
-        log.info("update_received", run=row.run, client=row.client, status=receipt.value)
-        engine.changed()
-        return receipt
+            left = max(0, current.goal - (tx.scalar(accepted) or 0))
+            room[round_id] = left if current.status == "open" else -1
+        if room[round_id] < 0:
+            return Receipt.LATE
+        if room[round_id] == 0:
+            return Receipt.SURPLUS
+        room[round_id] -= 1
+        return Receipt.ACCEPTED
+
+    def _accepted(
+        self, tx: Connection, row: Any, arrived: Arrived, receipt: Receipt
+    ) -> dict[str, Any]:
+        """Return what an update changes in its task's row."""
+        context = self._engine.context(tx, row.run)
+        cap = context.runfile.clients.max_samples
+        facts = UpdateFacts(
+            samples=min(arrived.samples, cap) if cap else arrived.samples,
+            metrics=arrived.metrics,
+            plan=Plan.from_json(row.spec["plan"]),
+            bits=arrived.found.widths,
+            distances=arrived.found.distances,
+        )
+        return {
+            "task": row.id,
+            "status": receipt.value,
+            "update": arrived.digest,
+            "spec": {**row.spec, "receipt": receipt.value},
+            "update_bytes": arrived.size,
+            "bytes_up": row.bytes_up + arrived.bytes_up,
+            "scalars": context.algorithm.measure(facts),
+            "metrics": dict(arrived.metrics),
+            "seconds": arrived.seconds,
+            "restarted": arrived.restarted,
+            "ended": self._engine.clock.wall(),
+        }
 
     def reject(self, task_id: str, reason: str) -> None:
         """Close a task whose update cannot be counted; the round goes on without it."""

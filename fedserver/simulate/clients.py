@@ -17,6 +17,7 @@ from motley.workload import DataSpec, Workload
 
 if TYPE_CHECKING:
     from motley.execution.executor import Executor, Outcome, PersonalStore
+    from motley.execution.together import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,24 +88,42 @@ class Clients:
         self._privacy: dict[str, SimulatedPrivacy] = {}
 
     def do(self, work: Sequence[Work]) -> list[Outcome | Exception]:
-        """Do tasks, one after another; return what came of each, in order."""
-        return [self._do(one) for one in work]
-
-    def _do(self, work: Work) -> Outcome | Exception:
+        """Do tasks, those that can at once; return what came of each, in order."""
         import torch
 
-        torch.set_num_threads(work.task.threads)
+        from motley.execution.together import run_together
+
+        torch.set_num_threads(work[0].task.threads)
+        if len(work) == 1:
+            return [self._alone(work[0])]
+        ready: list[Assignment] = []
+        failed: dict[int, Exception] = {}
+        for number, one in enumerate(work):
+            try:
+                ready.append(self._assignment(one))
+            except Exception as error:
+                failed[number] = error
+        results = iter(run_together(ready))
+        return [failed.get(n) or next(results) for n in range(len(work))]
+
+    def _alone(self, work: Work) -> Outcome | Exception:
         try:
-            return self._executor(work.task.client).run(
-                work.task,
-                personal=self._personal(work.task.client),
-                broadcast=work.broadcast,
-                update=work.update,
-                model=work.model,
-                privacy=self._ledger(work.task),
-            )
+            return self._assignment(work).run()
         except Exception as error:  # as on a device: what user code raises ends its task alone
             return error
+
+    def _assignment(self, work: Work) -> Assignment:
+        from motley.execution.together import Assignment
+
+        return Assignment(
+            executor=self._executor(work.task.client),
+            task=work.task,
+            personal=self._personal(work.task.client),
+            broadcast=work.broadcast,
+            update=work.update,
+            model=work.model,
+            privacy=self._ledger(work.task),
+        )
 
     def _executor(self, client: str) -> Executor:
         from motley.execution.executor import Executor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from fedserver.errors import SimulationError
 from fedserver.rounds import housekeeping
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.jobs import HeldOutJob, Job, PrepareJob, RunModelJob
-from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk
+from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
 from fedserver.rounds.updates import check_update
 from fedserver.simulate.clients import Clients, Work
 from fedserver.simulate.progress import Closed, Watcher
@@ -159,10 +160,10 @@ class Loop:
 
     def _next(self) -> list[TaskSpec]:
         """Take the tasks that are worked on together: no more than can still count."""
+        if not self._waiting:
+            return []
         found: list[TaskSpec] = []
-        room = self._batch
-        if self._waiting:
-            room = min(room, self._missing())
+        room = min(self._batch, self._missing())
         while self._waiting and len(found) < room:
             many = min(room - len(found), len(self._waiting))
             names = [self._waiting.popleft() for _ in range(many)]
@@ -198,62 +199,72 @@ class Loop:
         return False
 
     def _answer(self, specs: Sequence[TaskSpec]) -> None:
+        """Let clients do tasks, and put what comes of them on record."""
+        self._desk.count_downloads({t.task_id: t.payload_size for t in specs if t.payload_size})
         with self._payloads.scratch("answers") as place:
             work = [self._work(task, place.parent) for task in specs]
+            updates: list[tuple[Work, Outcome]] = []
             for one, outcome in zip(work, self._clients.do(work), strict=True):
                 if isinstance(outcome, Exception):
                     self._fail(one.task, outcome)
                 elif one.task.kind is TaskKind.TRAIN:
-                    self.trained += 1
-                    self._send(one, outcome)
+                    updates.append((one, outcome))
                 else:
                     self._desk.report_result(
                         one.task.client, one.task.task_id, outcome.metrics, outcome.seconds
                     )
-                self._watcher.answered(one.task)
+            self.trained += len(updates)
+            self._send(updates)
+        for task in specs:
+            self._watcher.answered(task)
 
     def _work(self, task: TaskSpec, scratch: Path) -> Work:
-        broadcast = None
-        if task.payload_sha256:
-            broadcast = self._payloads.path(task.payload_sha256.hex())
-            self._desk.count_download(task.task_id, task.payload_size)
+        digest = task.payload_sha256.hex()
         models = self._finished or scratch
         return Work(
             task=task,
-            broadcast=broadcast,
+            broadcast=self._payloads.path(digest) if digest else None,
             update=scratch / f"{task.client}.update",
             model=models / f"{task.client}.motley",
         )
 
-    def _send(self, work: Work, outcome: Outcome) -> None:
-        """Check an update and put it on record, as one that came over the network."""
-        task, info = work.task, outcome.payload
-        assert info is not None
-        digest = info.sha256.hex()
-        ticket = self._desk.begin_upload(task.client, task.task_id, digest)
-        if isinstance(ticket, Receipt):
-            return
-        try:
-            found = check_update(work.update, ticket)
-        except UpdateError as error:
-            self._desk.reject(task.task_id, str(error))
-            return
-        self._payloads.adopt(work.update, digest)
-        receipt = self._desk.accept(
-            Arrived(
-                task_id=task.task_id,
-                digest=digest,
-                size=info.size,
-                samples=outcome.samples,
-                metrics=outcome.metrics,
-                seconds=outcome.seconds,
-                restarted=outcome.restarted,
-                bytes_up=info.size,
-                found=found,
+    def _send(self, updates: Sequence[tuple[Work, Outcome]]) -> None:
+        """Check updates and put them on record, as those that came over the network."""
+        ticket: Ticket | Receipt = Receipt.LATE
+        arrived = []
+        for work, outcome in updates:
+            task, info = work.task, outcome.payload
+            assert info is not None
+            digest = info.sha256.hex()
+            if isinstance(ticket, Receipt):
+                ticket = self._desk.begin_upload(task.client, task.task_id, digest)
+            if isinstance(ticket, Receipt):
+                continue
+            # All tasks in hand are of one round: they differ in client and plan alone.
+            ticket = replace(ticket, task_id=task.task_id, client=task.client, plan=task.plan)
+            try:
+                found = check_update(work.update, ticket)
+            except UpdateError as error:
+                self._desk.reject(task.task_id, str(error))
+                continue
+            self._payloads.adopt(work.update, digest)
+            arrived.append(
+                Arrived(
+                    task_id=task.task_id,
+                    digest=digest,
+                    size=info.size,
+                    samples=outcome.samples,
+                    metrics=outcome.metrics,
+                    seconds=outcome.seconds,
+                    restarted=outcome.restarted,
+                    bytes_up=info.size,
+                    found=found,
+                )
             )
-        )
-        if receipt is not Receipt.ACCEPTED:
-            self._payloads.suspect([digest])
+        receipts = self._desk.accept_all(arrived) if arrived else []
+        for sent, receipt in zip(arrived, receipts, strict=True):
+            if receipt is not Receipt.ACCEPTED:
+                self._payloads.suspect([sent.digest])
 
     def _fail(self, task: TaskSpec, error: Exception) -> None:
         """Put a failure on record, as a device would report it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -35,8 +36,14 @@ class Population:
 
     clients: tuple[SimulatedClient, ...]
     """In order of number, each with a name of its own."""
-    threads: int = 1
-    """Training threads of each client, on record as its device's: results depend on them."""
+    threads: int | None = None
+    """Training threads of each client, on record as its device's: results depend on them. None: 1,
+    and all cores where clients train together."""
+
+    def ready(self, batch: int) -> Population:
+        """Return the population with its threads settled."""
+        cores = len(os.sched_getaffinity(0))
+        return replace(self, threads=self.threads or (1 if batch == 1 else cores))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a record."""
@@ -159,7 +166,7 @@ class Everyone(Presence):
                 session="",
                 capabilities=capabilities,
                 profile=Profile(
-                    threads=population.threads, tier=client.tier, labels=runfile.clients.labels
+                    threads=population.threads or 1, tier=client.tier, labels=runfile.clients.labels
                 ),
                 seen=0.0,
             )

@@ -92,7 +92,7 @@ def simulate(
     """
     began = time.monotonic()
     runfile = parse(text, source)
-    population = population or population_of(runfile)
+    population = (population or population_of(runfile)).ready(batch)
     mappings = dict(mappings or {})
     workload = plugins.create(runfile.workload.name, mappings, runfile.workload.arguments)
     with ExitStack() as stack:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Tensors
+from motley.algorithms.base import Algorithm, Broadcast, ClientContext
 from motley.models.units import fresh_tensors
 from motley.plan import Plan
 from motley.task import TaskKind, TaskSpec
@@ -71,10 +71,3 @@ def assert_close(found: Mapping[str, object], expected: Mapping[str, object], bo
             np.subtract(np.asarray(found[name]), np.asarray(values), dtype=np.float64)
         )
         assert difference.max(initial=0) <= bound, (name, difference.max())
-
-
-def started(
-    algorithm: Algorithm, made: Sequence[ClientContext], broadcast: Broadcast
-) -> list[Tensors]:
-    """Return what each client alone sends after its task."""
-    return [dict(algorithm.train(c, broadcast, None).update) for c in made]

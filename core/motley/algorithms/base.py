@@ -8,7 +8,7 @@ may import torch inside the methods. Both halves are driven by the daemons and b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -276,6 +276,10 @@ class Algorithm(ABC):
 
     trains_together: ClassVar[bool] = False
     """Whether `train_together` is more than one client after the other."""
+
+    def kind_of(self, context: ClientContext, personal: Tensors | None) -> Hashable:
+        """Return what, besides their plans, has to be equal of clients that train together."""
+        return ()
 
     def train_together(
         self,

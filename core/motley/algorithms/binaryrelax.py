@@ -103,7 +103,7 @@ class BinaryRelax(PersonalModel):
     ) -> list[Trained | TrainingError] | None:
         """Take the task's steps of all clients in one go."""
         from motley.training.relaxed import RelaxedModel, binary_state
-        from motley.training.steps import ManyFeed, take_steps_together
+        from motley.training.steps import ManyFeed, take_steps_together, trained_of_all
 
         settings = self.settings
         states = [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
@@ -115,17 +115,8 @@ class BinaryRelax(PersonalModel):
         step = self._step(contexts[0], model, feed)
         losses = take_steps_together(contexts, settings.local_steps, step)
         ended = model.close().tensors_of_all()
-        return [
-            loss
-            if isinstance(loss, TrainingError)
-            else Trained(
-                update={},
-                personal=binary_state(tensors, model.names),
-                samples=len(context.data.train),
-                metrics={"loss": loss},
-            )
-            for context, tensors, loss in zip(contexts, ended, losses, strict=True)
-        ]
+        states = [binary_state(tensors, model.names) for tensors in ended]
+        return trained_of_all(contexts, losses, None, states)
 
     def _step(
         self, context: ClientContext, model: RelaxedModel[Flat], feed: Callable[[int], Drawn]

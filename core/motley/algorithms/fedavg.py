@@ -110,6 +110,7 @@ class FedAvg(Algorithm):
         """Run τ SGD steps of all clients' models in one go."""
         from motley.training.many import open_many
         from motley.training.sgd_many import local_sgd_many
+        from motley.training.steps import trained_of_all
 
         settings = self.settings
         if settings.privacy != "none":
@@ -127,12 +128,7 @@ class FedAvg(Algorithm):
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
         )
-        return [
-            loss
-            if isinstance(loss, TrainingError)
-            else Trained(update=tensors, samples=len(context.data.train), metrics={"loss": loss})
-            for context, tensors, loss in zip(contexts, model.tensors_of_all(), losses, strict=True)
-        ]
+        return trained_of_all(contexts, losses, model.tensors_of_all())
 
     def model_for(
         self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None

@@ -18,7 +18,7 @@ x.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -26,6 +26,7 @@ from pydantic import Field
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
 from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.errors import TrainingError
 from motley.plan import FULL_PRECISION
 from motley.workload import Scalar
 
@@ -112,3 +113,48 @@ class FML(PersonalModel):
         from motley.training.personal import full_precision_state
 
         return full_precision_state(initial_model(context)) if personal is None else personal
+
+    trains_together: ClassVar[bool] = True
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take τ steps of all clients in one go."""
+        from motley.training.distillation import Objective, Signal
+        from motley.training.many import open_many
+        from motley.training.padded import PaddedBatches
+        from motley.training.personal import deployed_tensors, full_precision_state
+        from motley.training.steps import take_steps_together, trained_of_all
+
+        settings, workload = self.settings, contexts[0].workload
+        starts = [
+            deployed_tensors(self.state_of(c, p)) for c, p in zip(contexts, personals, strict=True)
+        ]
+        private = open_many(contexts, contexts[0].plan.variant, starts)
+        meme = open_many(contexts, contexts[0].task.global_variant, [b.tensors for b in broadcasts])
+        if private is None or meme is None:
+            return None
+        batches = PaddedBatches(contexts, [settings.batches(context) for context in contexts])
+        shares = (1 - settings.label_share, 1 - settings.shared_label_share)
+
+        def step(iteration: int) -> torch.Tensor:
+            batch = batches(iteration)
+            private.rows.mask = meme.rows.mask = batch.mask
+            outputs = [model.module(batch.inputs) for model in (private, meme)]
+            heard = [Signal(o, settings.temperature, batch) for o in reversed(outputs)]
+            losses = [
+                Objective(workload, batch.targets, signal, share, batch)(o)
+                for o, signal, share in zip(outputs, heard, shares, strict=True)
+            ]
+            rates = (settings.rate(iteration), settings.meme_rate(iteration))
+            for model, loss, rate in zip((private, meme), losses, rates, strict=True):
+                gradient = model.gradient(loss.sum())
+                model.descend(gradient, rate, settings.weight_decay, settings.momentum)
+            return losses[0].detach()
+
+        losses = take_steps_together(contexts, settings.local_steps, step)
+        states = [full_precision_state(tensors) for tensors in private.tensors_of_all()]
+        return trained_of_all(contexts, losses, meme.tensors_of_all(), states)

@@ -7,6 +7,7 @@ proximal steps on weights and centres; `motley.training.alternating` holds the s
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from pydantic import Field
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
 from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.errors import TrainingError
 from motley.quantize.rules import CentreRules, CentreStep, Mode, Rates, Start
 from motley.quantize.schedule import Schedule
 
@@ -142,6 +144,29 @@ class Local(PersonalModel):
         state, metrics = self._steps(context, self.state_of(context, personal))
         return Trained(update={}, personal=state, samples=len(context.data.train), metrics=metrics)
 
+    trains_together: ClassVar[bool] = True
+
+    def kind_of(self, context: ClientContext, personal: Tensors | None) -> Hashable:
+        """Return what a state holds (centres, codes) and its λ₀: they are the same in a group."""
+        if personal is None:
+            return "fresh"
+        return tuple(personal), personal["penalty"].tobytes() if "penalty" in personal else b""
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the task's steps on all clients' personal models in one go."""
+        from motley.training.steps import trained_of_all
+
+        found = self._steps_together(contexts, personals, None)
+        if found is None:
+            return None
+        states, losses = found
+        return trained_of_all(contexts, losses, None, states)
+
     def _steps(
         self,
         context: ClientContext,
@@ -174,6 +199,46 @@ class Local(PersonalModel):
             # The shared model never sees data: its layers' statistics are the personal model's.
             anchor.model.adopt_buffers(model.model)
         return close_state(model, state), {"loss": loss}
+
+    def _steps_together(
+        self,
+        contexts: Sequence[ClientContext],
+        personals: Sequence[Tensors | None],
+        teacher: Teacher | None,
+        anchor: Anchor | None = None,
+        starts: list[Tensors] | None = None,
+    ) -> tuple[list[Tensors], list[float | TrainingError]] | None:
+        """Take the iterations of K tasks; return new states and losses, None where they cannot."""
+        import torch
+
+        from motley.training.alternating import iterate
+        from motley.training.losses import mean_losses
+        from motley.training.padded import PaddedBatches
+        from motley.training.personal import close_states, open_states
+
+        settings, plan, workload = self.settings, contexts[0].plan, contexts[0].workload
+        schedule = settings.schedule(plan.iterations)
+        states = starts or [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
+        model = open_states(states, contexts, settings.rules())
+        if model is None:
+            return None
+        model.anchor = anchor
+        penalty = float(states[0]["penalty"][0]) if "penalty" in states[0] else 0.0
+        batches = PaddedBatches(contexts, [settings.batches(context) for context in contexts])
+        losses = []
+        for done in range(settings.local_steps):
+            iteration = plan.iteration + done
+            if schedule.frozen(iteration):
+                model.freeze()
+            batch = batches(iteration)
+            rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)
+            losses.append(
+                iterate(model, workload, batch.inputs, batch.targets, rates, teacher, batch)
+            )
+            for context in contexts:
+                context.progress((done + 1) / settings.local_steps)
+        tasks = [context.task for context in contexts]
+        return close_states(model, states), mean_losses(torch.stack(losses, 1), tasks)
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the personal state to start from: the one handed in, or a fresh one.

@@ -92,7 +92,7 @@ class PerFedAvg(Algorithm):
     ) -> list[Trained | TrainingError] | None:
         """Take the τ steps of all clients in one go."""
         from motley.training.many import open_many
-        from motley.training.steps import ManyFeed, take_steps_together
+        from motley.training.steps import ManyFeed, take_steps_together, trained_of_all
 
         settings, first = self.settings, contexts[0]
         states = [broadcast.tensors for broadcast in broadcasts]
@@ -102,12 +102,7 @@ class PerFedAvg(Algorithm):
         feed = ManyFeed(contexts, [settings.batches(c) for c in contexts], [model])
         step = self._step(first.workload, model, feed)
         losses = take_steps_together(contexts, settings.local_steps, step)
-        return [
-            loss
-            if isinstance(loss, TrainingError)
-            else Trained(update=tensors, samples=len(context.data.train), metrics={"loss": loss})
-            for context, tensors, loss in zip(contexts, model.tensors_of_all(), losses, strict=True)
-        ]
+        return trained_of_all(contexts, losses, model.tensors_of_all())
 
     def _step(
         self, workload: Workload, model: FlatModel, feed: Callable[[int], Drawn]

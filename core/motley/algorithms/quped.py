@@ -18,6 +18,7 @@ In full precision there is no c and no term with Q̃: plain SGD on x, one KD ter
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from pydantic import Field
 
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local import AlternatingSettings, Local
+from motley.errors import TrainingError
 from motley.quantize.rules import Rates
 from motley.quantize.schedule import Schedule
 
@@ -70,3 +72,25 @@ class QuPeD(Local):
             samples=len(context.data.train),
             metrics=metrics,
         )
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the task's steps of all clients, each with a copy of its broadcast, in one go."""
+        from motley.training.distillation import Teacher
+        from motley.training.many import open_many
+        from motley.training.steps import trained_of_all
+
+        received = [broadcast.tensors for broadcast in broadcasts]
+        shared = open_many(contexts, contexts[0].task.global_variant, received)
+        if shared is None:
+            return None
+        teacher = Teacher(shared, self.settings.distillation, self.settings.temperature)
+        found = self._steps_together(contexts, personals, teacher)
+        if found is None:
+            return None
+        states, losses = found
+        return trained_of_all(contexts, losses, shared.tensors_of_all(), states)

@@ -19,6 +19,7 @@ penalty is on the centres' step alone (`ties = "centres"`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ from pydantic import Field, model_validator
 
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local import AlternatingSettings, Local
+from motley.errors import TrainingError
 from motley.quantize.rules import Rates, Ties
 from motley.quantize.schedule import Schedule
 
@@ -94,3 +96,31 @@ class QuPeL(Local):
             samples=len(context.data.train),
             metrics=metrics,
         )
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the task's steps of all clients in one go."""
+        from motley.training.many import open_many
+        from motley.training.proximity import Anchor
+        from motley.training.steps import trained_of_all
+
+        settings = self.settings
+        states = [
+            self._fresh(c, b.tensors) if p is None else self.state_of(c, p)
+            for c, b, p in zip(contexts, broadcasts, personals, strict=True)
+        ]
+        first = [key.partition("/")[2] for key in states[0] if key.startswith("centres/")]
+        received = [broadcast.tensors for broadcast in broadcasts]
+        shared = open_many(contexts, contexts[0].task.global_variant, received, first)
+        if shared is None:
+            return None
+        anchor = Anchor(shared, settings.proximity, settings.ties)
+        found = self._steps_together(contexts, personals, None, anchor, states)
+        if found is None:
+            return None
+        new, losses = found
+        return trained_of_all(contexts, losses, shared.tensors_of_all(), new)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
-from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors
+from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors, Trained
 from motley.errors import LostStateError, PlanError, PrivacyError, TrainingError
 from motley.execution.encoding import encode_update
 from motley.models.units import UnitTable, load_tensors, variant_table
@@ -29,14 +29,14 @@ from motley.privacy.ledger import PrivacyStore, TaskPrivacy
 from motley.privacy.settings import guarantee_of
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
-from motley.training.evaluation import evaluate
+from motley.training.evaluation import evaluate_all
 from motley.wire import (
     EncodedTensor,
     PayloadInfo,
     PayloadReader,
     write_payload,
 )
-from motley.workload import LocalData, Variant, Workload
+from motley.workload import LocalData, Split, Variant, Workload
 
 log = get_logger()
 
@@ -114,26 +114,35 @@ class Executor:
         """
         started = time.monotonic()
         algorithm = registry.find(task.algorithm).configure(task.plan.settings)
-        context = ClientContext(
+        context = self.context(task, progress, privacy)
+        withheld = is_protected(algorithm, context)
+        state, restarted = personal_state(algorithm, task, personal)
+        with ExitStack() as stack:
+            received = self.open(task, broadcast, stack)
+            outcome = self._do(algorithm, context, received, state, personal, update, model)
+        return replace(
+            outcome,
+            metrics=finite_metrics(outcome.metrics, task),
+            # How long a private task took tells how many records it saw.
+            seconds=0.0 if withheld else time.monotonic() - started,
+            restarted=restarted,
+            withheld=withheld,
+        )
+
+    def context(
+        self,
+        task: TaskSpec,
+        progress: Callable[[float], None] = lambda fraction: None,
+        privacy: PrivacyStore | None = None,
+    ) -> ClientContext:
+        """Return what an algorithm's client half works with."""
+        return ClientContext(
             task=task,
             workload=self._workload,
             data=self._data,
             device=self._device,
             progress=progress,
             privacy=TaskPrivacy(privacy, task) if privacy else None,
-        )
-        withheld = _is_protected(algorithm, context)
-        state, restarted = _personal_state(algorithm, task, personal)
-        with ExitStack() as stack:
-            received = self._open(task, broadcast, stack)
-            outcome = self._do(algorithm, context, received, state, personal, update, model)
-        return replace(
-            outcome,
-            metrics=_finite_metrics(outcome.metrics, task),
-            # How long a private task took tells how many records it saw.
-            seconds=0.0 if withheld else time.monotonic() - started,
-            restarted=restarted,
-            withheld=withheld,
         )
 
     def _do(
@@ -152,7 +161,8 @@ class Executor:
             numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
         )
         if task.kind is TaskKind.TRAIN:
-            return self._train(algorithm, context, received, state, personal, update)
+            trained = _covered(algorithm, context, algorithm.train(context, received, state))
+            return self.keep(task, trained, received, personal, update)
         if task.kind is TaskKind.EVALUATE:
             return self._evaluate(algorithm, context, received, state)
         return self._finish(algorithm, context, received, state, model)
@@ -173,7 +183,7 @@ class Executor:
         with torch.random.fork_rng(devices=[]):
             return self._variant(variant).build()
 
-    def _open(self, task: TaskSpec, broadcast: Path | None, stack: ExitStack) -> Broadcast:
+    def open(self, task: TaskSpec, broadcast: Path | None, stack: ExitStack) -> Broadcast:
         """Return the broadcast, whose packed tensors lie in a file that `stack` closes."""
         if not task.payload_sha256:
             return Broadcast({})
@@ -183,24 +193,17 @@ class Executor:
         reader = stack.enter_context(PayloadReader(broadcast, table))
         return Broadcast({name: reader[name] for name in reader.names})
 
-    def _train(
+    def keep(
         self,
-        algorithm: Algorithm,
-        context: ClientContext,
+        task: TaskSpec,
+        trained: Trained,
         received: Broadcast,
-        state: Tensors | None,
         personal: PersonalStore,
         update: Path,
     ) -> Outcome:
-        task = context.task
-        trained = algorithm.train(context, received, state)
-        if guarantee_of(algorithm.settings, task.rounds) is not None:
-            if context.privacy is None or not context.privacy.has_spent:
-                raise PrivacyError(f"{algorithm.name} trained without the noise that it promised")
-            # Sample counts and losses are data, and no noise is on them.
-            trained = replace(trained, samples=0, metrics={})
+        """Encode what came of a training task, and keep its personal state, uncounted."""
         _check_finite(trained.update, task)
-        table = self.table(task.global_variant) if algorithm.has_global_model else UnitTable(())
+        table = self.table(task.global_variant) if task.global_variant else UnitTable(())
         encoded = encode_update(task, table, trained.update, received)
         info = write_payload(update, encoded, table.tensor_table)
         if trained.personal is not None:
@@ -235,6 +238,18 @@ class Executor:
         model: Path,
     ) -> Outcome:
         """Write the packed model and report on what the *re-read* file predicts."""
+        variant, tensors, metrics = self.pack(algorithm, context, received, state, model)
+        return Outcome(metrics={**self._score(variant, tensors), **metrics})
+
+    def pack(
+        self,
+        algorithm: Algorithm,
+        context: ClientContext,
+        received: Broadcast,
+        state: Tensors | None,
+        model: Path,
+    ) -> tuple[str, Tensors, dict[str, float]]:
+        """Write the packed model; return its variant, what the file holds, and its figures."""
         finished = algorithm.finish(context, received, state)
         info = write_payload(model, list(finished.model.items()), None)
         with PayloadReader(model, None) as reader:
@@ -244,20 +259,26 @@ class Executor:
             "packed_bytes": float(info.size),
             "dense_bytes": float(sum(np.dtype(r.dtype).itemsize * r.size for r in table.rows)),
         }
-        metrics = {**finished.metrics, **self._score(finished.variant, tensors), **sizes}
+        metrics = {**finished.metrics, **sizes}
         if algorithm.keeps_personal_state and state is None:
             # Never sampled, or never counted: the model is the one that training starts from.
             metrics["untrained"] = 1.0
-        return Outcome(metrics=metrics)
+        return finished.variant, tensors, metrics
 
     def _score(self, variant: str, tensors: Tensors) -> dict[str, float]:
+        return self.score_for_all(variant, tensors, [self._data.test])[0]
+
+    def score_for_all(
+        self, variant: str, tensors: Tensors, splits: Sequence[Split]
+    ) -> list[dict[str, float]]:
+        """Return what one model scores on each of the splits."""
         module = self._build(variant)
         load_tensors(module, tensors)
         module.to(self._device)
-        return evaluate(module, self._workload, self._data.test, self._device)
+        return evaluate_all(module, self._workload, splits, self._device)
 
 
-def _is_protected(algorithm: Algorithm, context: ClientContext) -> bool:
+def is_protected(algorithm: Algorithm, context: ClientContext) -> bool:
     """Return whether only what a guarantee covers may leave this device.
 
     Raises:
@@ -282,7 +303,21 @@ def _is_protected(algorithm: Algorithm, context: ClientContext) -> bool:
     return True
 
 
-def _personal_state(
+def _covered(algorithm: Algorithm, context: ClientContext, trained: Trained) -> Trained:
+    """Return what of a training task may leave this device: all, where the run is not private.
+
+    Raises:
+        PrivacyError: the run is private, and nothing was spent on noise.
+    """
+    if guarantee_of(algorithm.settings, context.task.rounds) is None:
+        return trained
+    if context.privacy is None or not context.privacy.has_spent:
+        raise PrivacyError(f"{algorithm.name} trained without the noise that it promised")
+    # Sample counts and losses are data, and no noise is on them.
+    return replace(trained, samples=0, metrics={})
+
+
+def personal_state(
     algorithm: Algorithm, task: TaskSpec, personal: PersonalStore
 ) -> tuple[Tensors | None, bool]:
     """Return (state to start from, whether it was lost and starts afresh)."""
@@ -310,7 +345,7 @@ def _personal_state(
     return None, True
 
 
-def _finite_metrics(metrics: Mapping[str, float], task: TaskSpec) -> dict[str, float]:
+def finite_metrics(metrics: Mapping[str, float], task: TaskSpec) -> dict[str, float]:
     """Return the metrics without NaN and infinity: JSON cannot say them, no mean can use them."""
     kept = {}
     for name, value in metrics.items():

@@ -67,10 +67,10 @@ class Codebooks:
         self._longest = bounds.repeat_interleave(counts, dim=1)
         self._cells: list[Cells] = []
         self._residual = centres.new_zeros(0)
-        self.moved = torch.zeros((), dtype=torch.int64, device=centres.device)
-        """Updates of a centre that changed it, since this object was made."""
+        self.moved = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
+        """Updates of a centre that changed it, since this object was made, [K]."""
         self.updates = 0
-        """All updates of a centre, since this object was made."""
+        """All updates of a client's centres, since this object was made."""
 
     @classmethod
     def fresh(cls, layers: Sequence[Layer], weights: torch.Tensor, rules: CentreRules) -> Codebooks:
@@ -165,8 +165,8 @@ class Codebooks:
                 moved += linear_pull(self.gradient(self._residual.sign()), threshold, self._longest)
             else:
                 moved = self._exact(moved, weights, threshold)
-        self.moved += (moved != before).sum()
-        self.updates += moved.numel()
+        self.moved += (moved != before).sum(1)
+        self.updates += moved.shape[1]
         self.centres = moved if self.frozen else self._sorted(moved)
 
     def freeze(self, codes: Sequence[torch.Tensor] | None = None) -> None:

@@ -19,12 +19,17 @@ from motley.quantize.codebooks import Codebooks
 from motley.quantize.rules import CentreRules, Rates
 from motley.training.distillation import Objective, Teacher
 from motley.training.flat import FlatModel
+from motley.training.many import ManyModel
+from motley.training.padded import Padded
 from motley.training.proximity import Anchor
 from motley.workload import Workload
 
 
 class AlternatingModel:
-    """A personal model in training: in full precision, or with centres for some of its layers."""
+    """Personal models in training: in full precision, or with centres for some of their layers.
+
+    One client's, or with a `ManyModel` those of K clients of one variant and bit-width.
+    """
 
     def __init__(
         self, model: FlatModel, codebooks: Codebooks | None, rules: CentreRules = CentreRules()
@@ -94,7 +99,7 @@ class AlternatingModel:
         self, model: FlatModel, inputs: torch.Tensor, objective: Objective
     ) -> tuple[torch.Tensor, torch.Tensor]:
         loss = objective(model.module(inputs))
-        gradient = model.gradient(loss)
+        gradient = model.gradient(loss.sum())
         if self.anchor is not None:
             self._pull(self.anchor, model, gradient)
         return loss.detach(), gradient
@@ -168,6 +173,7 @@ def iterate(
     targets: torch.Tensor,
     rates: Rates,
     teacher: Teacher | None = None,
+    batch: Padded | None = None,
 ) -> torch.Tensor:
     """Do one iteration on one batch: x, then c, then w where there is a teacher.
 
@@ -178,16 +184,27 @@ def iterate(
         targets: [B, ...].
         rates: step sizes and λ of this iteration.
         teacher: the client's copy of the shared model, changed in place.
+        batch: of K clients, whose inputs and targets these are; None: of one.
 
     Returns:
-        The objective before the step, a scalar that may be NaN or infinite.
+        The objective before the step, a scalar or [K], which may be NaN or infinite.
     """
+    if batch is not None:
+        _show(batch, personal.model, personal.quantized, *([teacher.model] if teacher else []))
     if teacher is None:
-        loss = personal.step(inputs, Objective(workload, targets), rates)
+        loss = personal.step(inputs, Objective(workload, targets, batch=batch), rates)
         if personal.anchor is not None:
             personal.anchor.follow(personal.tied(personal.anchor), rates.shared)
         return loss
-    outputs, signal = teacher.look(inputs)
-    loss = personal.step(inputs, Objective(workload, targets, signal, teacher.share), rates)
+    outputs, signal = teacher.look(inputs, batch)
+    objective = Objective(workload, targets, signal, teacher.share, batch)
+    loss = personal.step(inputs, objective, rates)
     teacher.learn(outputs, signal, personal.students(inputs), rates.shared)
     return loss
+
+
+def _show(batch: Padded, *models: FlatModel) -> None:
+    """Let models know which samples fill short batches up."""
+    for model in models:
+        if isinstance(model, ManyModel):
+            model.rows.mask = batch.mask

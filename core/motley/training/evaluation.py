@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 
@@ -15,7 +17,6 @@ def to_torch(split: Split, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, targets
 
 
-@torch.no_grad()
 def evaluate(
     module: torch.nn.Module, workload: Workload, split: Split, device: str = "cpu", batch: int = 500
 ) -> dict[str, float]:
@@ -23,16 +24,71 @@ def evaluate(
 
     The module is put in evaluation mode and back. An empty split gives {"samples": 0.0}.
     """
-    totals: dict[str, float] = {}
+    return evaluate_all(module, workload, [split], device, batch)[0]
+
+
+@torch.no_grad()
+def evaluate_all(
+    module: torch.nn.Module,
+    workload: Workload,
+    splits: Sequence[Split],
+    device: str = "cpu",
+    batch: int = 500,
+) -> list[dict[str, float]]:
+    """Return what `evaluate` does for each of many splits, in as few passes as they need."""
     was_training = module.training
     module.eval()
+    totals: list[dict[str, float]] = [{} for _ in splits]
+    for group in _grouped(splits, batch):
+        joined = splits[group[0]]
+        if len(group) > 1:
+            joined = Split(
+                np.concatenate([splits[number].inputs for number in group]),
+                np.concatenate([splits[number].targets for number in group]),
+            )
+        owners = torch.tensor([n for n in group for _ in range(len(splits[n]))])
+        for values, own in _values(module, workload, joined, owners, device, batch):
+            for number in set(own.tolist()):
+                mine = own == number
+                for name, value in values.items():
+                    total = float(value[mine].sum())
+                    totals[number][name] = totals[number].get(name, 0.0) + total
+    module.train(was_training)
+    return [
+        {**{n: t / len(split) for n, t in total.items()}, "samples": float(len(split))}
+        for total, split in zip(totals, splits, strict=True)
+    ]
+
+
+def _grouped(splits: Sequence[Split], batch: int) -> Iterator[list[int]]:
+    """Yield numbers of splits that fill a batch together; a large one is alone."""
+    group: list[int] = []
+    filled = 0
+    for number, split in enumerate(splits):
+        if group and filled + len(split) > batch:
+            yield group
+            group, filled = [], 0
+        group.append(number)
+        filled += len(split)
+    if group:
+        yield group
+
+
+def _values(
+    module: torch.nn.Module,
+    workload: Workload,
+    split: Split,
+    owners: torch.Tensor,
+    device: str,
+    batch: int,
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """Yield (loss and metrics of each sample as float64 on the CPU, owners of the samples)."""
     inputs, targets = to_torch(split, device)
     for start in range(0, len(split), batch):
         y = targets[start : start + batch]
         outputs = module(inputs[start : start + batch])
         values = {"loss": workload.loss(outputs, y), **workload.metrics(outputs, y)}
-        for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + float(value.double().sum())
-    module.train(was_training)
-    means = {name: total / len(split) for name, total in totals.items()}
-    return {**means, "samples": float(len(split))}
+        yield (
+            {name: value.double().cpu() for name, value in values.items()},
+            owners[start : start + batch],
+        )

@@ -122,6 +122,15 @@ class FlatModel:
             for name, tensor in self.module.state_dict().items()
         }
 
+    @property
+    def parameter_names(self) -> set[str]:
+        """Names of all parameters, also of those that are not trained."""
+        return set(dict(self.module.named_parameters(remove_duplicate=False)))
+
+    def tensors_of_all(self) -> list[Tensors]:
+        """Return `tensors` of each of the models: of this one."""
+        return [self.tensors()]
+
     def adopt_buffers(self, other: FlatModel) -> None:
         """Copy the other model's buffers (BatchNorm's statistics) into this one's."""
         for own, theirs in zip(self.module.buffers(), other.module.buffers(), strict=True):

@@ -110,6 +110,11 @@ class ManyModel(FlatModel):
             if name not in self.names:
                 tensor.copy_(other.rows.tensors[name])
 
+    @property
+    def parameter_names(self) -> set[str]:
+        """Names of all parameters, also of those that are not trained."""
+        return set(dict(self.skeleton.named_parameters(remove_duplicate=False)))
+
     def tensors_of_all(self) -> list[Tensors]:
         """Return copies of each client's tensors, buffers included, in order of the state_dict."""
         arrays = {n: self.rows.tensors[n].detach().cpu().numpy() for n in self._order}

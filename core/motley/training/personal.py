@@ -15,12 +15,13 @@ In full precision there are `model/` tensors alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from motley.algorithms.base import ClientContext
 from motley.errors import PlanError
 from motley.models.units import fresh_tensors, unit_of, variant_table
 from motley.plan import FULL_PRECISION, Plan
@@ -30,6 +31,7 @@ from motley.quantize.rules import CentreRules
 from motley.seeding import derive
 from motley.training.alternating import AlternatingModel
 from motley.training.flat import FlatModel
+from motley.training.many import open_many
 from motley.workload import Variant
 
 Array = npt.NDArray[np.generic]
@@ -111,40 +113,80 @@ def open_state(
         UpdateError: the state's tensors are not those of the variant.
     """
     names = list(_under(state, "centres"))
-    model = FlatModel.build(variant, _under(state, "model"), device, names)
+    return _opened([state], FlatModel.build(variant, _under(state, "model"), device, names), rules)
+
+
+def open_states(
+    states: Sequence[Mapping[str, Array]],
+    contexts: Sequence[ClientContext],
+    rules: CentreRules,
+) -> AlternatingModel | None:
+    """Return the models of K clients' states, which hold the same tensors, to train together.
+
+    None where their variant cannot be trained so.
+    """
+    names = list(_under(states[0], "centres"))
+    models = [_under(state, "model") for state in states]
+    many = open_many(contexts, contexts[0].plan.variant, models, names)
+    return None if many is None else _opened(states, many, rules)
+
+
+def _opened(
+    states: Sequence[Mapping[str, Array]], model: FlatModel, rules: CentreRules
+) -> AlternatingModel:
+    first, device = states[0], model.values.device
+    names = list(_under(first, "centres"))
     if not names:
         return AlternatingModel(model, None, rules)
-    sizes = [(n, state[f"model/{n}"].size, state[f"centres/{n}"].size) for n in names]
+    sizes = [(n, first[f"model/{n}"].size, first[f"centres/{n}"].size) for n in names]
     joined = [
-        torch.from_numpy(np.concatenate(list(_under(state, kind).values()))).to(device).unsqueeze(0)
+        torch.from_numpy(
+            np.stack([np.concatenate(list(_under(state, kind).values())) for state in states])
+        ).to(device)
         for kind in ("centres", "sharpness", "longest")
     ]
     codebooks = Codebooks(lay_out(sizes), *joined)
-    codes = _under(state, "codes")
-    if codes:
+    if _under(first, "codes"):
         codebooks.freeze(
-            [torch.from_numpy(codes[n].reshape(1, -1).copy()).to(device) for n in names]
+            [
+                torch.from_numpy(
+                    np.stack([state[f"codes/{n}"].reshape(-1) for state in states])
+                ).to(device)
+                for n in names
+            ]
         )
     return AlternatingModel(model, codebooks, rules)
 
 
 def close_state(model: AlternatingModel, before: Mapping[str, Array]) -> Tensors:
     """Return a model's new state; λ₀ and the update counts go on from the state `before`."""
-    codebooks = model.codebooks
+    return close_states(model, [before])[0]
+
+
+def close_states(model: AlternatingModel, befores: Sequence[Mapping[str, Array]]) -> list[Tensors]:
+    """Return `close_state` of each of K clients."""
+    codebooks, tensors = model.codebooks, model.model.tensors_of_all()
     if codebooks is None:
-        return full_precision_state(model.model.tensors())
-    tensors = model.model.tensors()
+        return [full_precision_state(own) for own in tensors]
     if not codebooks.frozen:
         # What is deployed is the quantized model: its statistics are kept, not x's.
-        parameters = set(dict(model.model.module.named_parameters(remove_duplicate=False)))
-        statistics = model.quantized.tensors()
-        tensors.update((n, statistics[n]) for n in tensors if n not in parameters)
-    state = {**full_precision_state(tensors), **_codebook_tensors(codebooks)}
+        parameters = model.model.parameter_names
+        for own, statistics in zip(tensors, model.quantized.tensors_of_all(), strict=True):
+            own.update((n, statistics[n]) for n in own if n not in parameters)
+    pairs = zip(tensors, befores, strict=True)
+    return [_closed(codebooks, row, *pair) for row, pair in enumerate(pairs)]
+
+
+def _closed(
+    codebooks: Codebooks, row: int, tensors: Tensors, before: Mapping[str, Array]
+) -> Tensors:
+    state = {**full_precision_state(tensors), **_codebook_tensors(codebooks, row)}
     if codebooks.frozen:
         for layer, codes in zip(codebooks.layers, codebooks.codes(), strict=True):
-            state[f"codes/{layer.name}"] = codes.cpu().numpy().reshape(tensors[layer.name].shape)
+            own = codes[row].cpu().numpy()
+            state[f"codes/{layer.name}"] = own.reshape(tensors[layer.name].shape)
     counted = before["centre_updates"].astype(np.int64)
-    counted += np.array([int(codebooks.moved), codebooks.updates])
+    counted += np.array([int(codebooks.moved[row]), codebooks.updates])
     return {
         **state,
         "penalty": before["penalty"],
@@ -190,15 +232,15 @@ def _under(state: Mapping[str, Array], kind: str) -> Tensors:
     return {key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix)}
 
 
-def _codebook_tensors(codebooks: Codebooks) -> Tensors:
+def _codebook_tensors(codebooks: Codebooks, row: int = 0) -> Tensors:
     tensors: Tensors = {}
     for number, layer in enumerate(codebooks.layers):
-        tensors[f"centres/{layer.name}"] = _row(codebooks.centres[:, layer.centres])
-        tensors[f"sharpness/{layer.name}"] = _row(codebooks.sharpness[:, number : number + 1])
-        tensors[f"longest/{layer.name}"] = _row(codebooks.bounds[:, number : number + 1])
+        tensors[f"centres/{layer.name}"] = _row(codebooks.centres[:, layer.centres], row)
+        tensors[f"sharpness/{layer.name}"] = _row(codebooks.sharpness[:, number : number + 1], row)
+        tensors[f"longest/{layer.name}"] = _row(codebooks.bounds[:, number : number + 1], row)
     return tensors
 
 
-def _row(values: torch.Tensor) -> Array:
-    array: Array = values[0].detach().cpu().numpy().copy()
+def _row(values: torch.Tensor, row: int) -> Array:
+    array: Array = values[row].detach().cpu().numpy().copy()
     return array

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from motley.algorithms.base import ClientContext
+from motley.algorithms.base import ClientContext, Tensors, Trained
 from motley.errors import TrainingError
 from motley.training.batches import Batches
 from motley.training.evaluation import to_torch
@@ -104,3 +104,26 @@ def take_steps_together(
         for context in contexts:
             context.progress((done + 1) / steps)
     return mean_losses(torch.stack(losses, 1), [context.task for context in contexts])
+
+
+def trained_of_all(
+    contexts: Sequence[ClientContext],
+    losses: Sequence[float | TrainingError],
+    updates: Sequence[Tensors] | None,
+    personals: Sequence[Tensors] | None = None,
+) -> list[Trained | TrainingError]:
+    """Return what came of clients that trained together: their errors, or what they send and keep.
+
+    `updates` and `personals`: each client's, in order; None where a method has none.
+    """
+    return [
+        loss
+        if isinstance(loss, TrainingError)
+        else Trained(
+            update=updates[number] if updates is not None else {},
+            personal=personals[number] if personals is not None else None,
+            samples=len(context.data.train),
+            metrics={"loss": loss},
+        )
+        for number, (context, loss) in enumerate(zip(contexts, losses, strict=True))
+    ]

@@ -1,0 +1,244 @@
+"""Tasks of many clients at once, as a simulation does them.
+
+Clients train together where their method and workload can and their plans are equal; one model that
+many clients test is tested once on all of their samples. All else is done client by client.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from motley.algorithms import registry
+from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Tensors, Trained
+from motley.errors import TrainingError
+from motley.execution.executor import (
+    Executor,
+    Outcome,
+    PersonalStore,
+    finite_metrics,
+    is_protected,
+    personal_state,
+)
+from motley.plan import FULL_PRECISION
+from motley.privacy.ledger import PrivacyStore
+from motley.task import TaskKind, TaskSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A task, the client that does it, and where its files lie."""
+
+    executor: Executor
+    task: TaskSpec
+    personal: PersonalStore
+    broadcast: Path | None
+    update: Path
+    model: Path
+    privacy: PrivacyStore | None = None
+
+    def run(self) -> Outcome | Exception:
+        """Do the task alone; what it raises is returned."""
+        try:
+            return self.executor.run(
+                self.task,
+                personal=self.personal,
+                broadcast=self.broadcast,
+                update=self.update,
+                model=self.model,
+                privacy=self.privacy,
+            )
+        except Exception as error:  # as on a device: what user code raises ends its task alone
+            return error
+
+
+def run_together(assignments: Sequence[Assignment]) -> list[Outcome | Exception]:
+    """Do tasks of one workload; return what came of each, in order."""
+    found: dict[int, Outcome | Exception] = {}
+    with ExitStack() as stack:
+        opened = _Opened(stack)
+        ready = []
+        for number, assignment in enumerate(assignments):
+            try:
+                entry = opened.entry(number, assignment)
+            except Exception as error:
+                found[number] = error
+                continue
+            if entry is not None:
+                ready.append(entry)
+        for group in _groups(ready):
+            found.update(_DO[group[0].context.task.kind](group))
+    for number, assignment in enumerate(assignments):
+        if number not in found:
+            found[number] = assignment.run()
+    return [found[number] for number in range(len(assignments))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A task that may be done with others."""
+
+    number: int
+    assignment: Assignment
+    algorithm: Algorithm
+    context: ClientContext
+    received: Broadcast
+    state: Tensors | None
+    restarted: bool
+    key: Hashable
+    """What has to be equal among those who do it together."""
+    model: tuple[str, Tensors] | None = None
+    """Of an evaluation."""
+
+
+class _Opened:
+    """Broadcasts by digest, each decoded once for all clients that got it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._received: dict[bytes, Broadcast] = {}
+
+    def entry(self, number: int, assignment: Assignment) -> _Entry | None:
+        """Return a task made ready to be done with others; None when it is done alone."""
+        task, executor = assignment.task, assignment.executor
+        algorithm = registry.find(task.algorithm).configure(task.plan.settings)
+        context = executor.context(task, privacy=assignment.privacy)
+        if is_protected(algorithm, context):
+            return None  # noise and ledgers are each client's own
+        if task.kind is TaskKind.TRAIN:
+            alone = not (algorithm.trains_together and context.workload.batchable)
+        else:
+            own_model = task.kind is TaskKind.FINISH and algorithm.has_personal_models()
+            alone = own_model or task.subject == "both"
+        if alone:
+            return None
+        state, restarted = personal_state(algorithm, task, assignment.personal)
+        received = self._open(assignment)
+        model = None
+        if task.kind is TaskKind.EVALUATE:
+            model = algorithm.model_for(context, task.subject, received, state)
+            key: Hashable = (task.kind, model[0], id(model[1]))
+        elif task.kind is TaskKind.FINISH:
+            key = (task.kind, _plan_key(task), task.payload_sha256)
+        else:
+            key = (task.kind, _plan_key(task), algorithm.kind_of(context, state))
+        return _Entry(
+            number=number,
+            assignment=assignment,
+            algorithm=algorithm,
+            context=context,
+            received=received,
+            state=state,
+            restarted=restarted,
+            key=key,
+            model=model,
+        )
+
+    def _open(self, assignment: Assignment) -> Broadcast:
+        digest = assignment.task.payload_sha256
+        if digest not in self._received:
+            self._received[digest] = assignment.executor.open(
+                assignment.task, assignment.broadcast, self._stack
+            )
+        return self._received[digest]
+
+
+def _plan_key(task: TaskSpec) -> Hashable:
+    """Return what a group trains; how updates travel is each client's own."""
+    plan = replace(task.plan, up_bits=FULL_PRECISION, down_bits=FULL_PRECISION)
+    trained = json.dumps(plan.to_json(), sort_keys=True)
+    return task.algorithm, task.global_variant, task.round, trained
+
+
+def _groups(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
+    """Yield those who can work together; one who is left alone is not yielded."""
+    groups: dict[Hashable, list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.key, []).append(entry)
+    yield from (group for group in groups.values() if len(group) > 1)
+
+
+def _train(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
+    """Train clients together; nothing is returned where they cannot."""
+    began = time.monotonic()
+    try:
+        trained = group[0].algorithm.train_together(
+            [entry.context for entry in group],
+            [entry.received for entry in group],
+            [entry.state for entry in group],
+        )
+    except Exception as error:  # a workload's own code raised: nobody knows for whom
+        return {entry.number: error for entry in group}
+    if trained is None:
+        return {}
+    seconds = (time.monotonic() - began) / len(group)
+    return {
+        entry.number: _kept(entry, result, seconds)
+        for entry, result in zip(group, trained, strict=True)
+    }
+
+
+def _kept(entry: _Entry, trained: Trained | TrainingError, seconds: float) -> Outcome | Exception:
+    if isinstance(trained, TrainingError):
+        return trained
+    task, assignment = entry.context.task, entry.assignment
+    try:
+        outcome = assignment.executor.keep(
+            task, trained, entry.received, assignment.personal, assignment.update
+        )
+    except Exception as error:
+        return error
+    return replace(
+        outcome,
+        metrics=finite_metrics(outcome.metrics, task),
+        seconds=seconds,
+        restarted=entry.restarted,
+    )
+
+
+def _evaluate(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
+    """Test one model on the samples of all clients that got it."""
+    assert group[0].model is not None
+    return _scored(group, *group[0].model, {})
+
+
+def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
+    """Pack the one model that all clients of a group end with, and test it for each."""
+    first, *others = group
+    source = first.assignment.model
+    try:
+        packed = first.assignment.executor.pack(
+            first.algorithm, first.context, first.received, first.state, source
+        )
+        for other in others:
+            shutil.copyfile(source, other.assignment.model)
+    except Exception as error:
+        return {entry.number: error for entry in group}
+    return _scored(group, *packed)
+
+
+def _scored(
+    group: Sequence[_Entry], variant: str, tensors: Tensors, more: Mapping[str, float]
+) -> dict[int, Outcome | Exception]:
+    began = time.monotonic()
+    try:
+        scores = group[0].assignment.executor.score_for_all(
+            variant, tensors, [entry.context.data.test for entry in group]
+        )
+    except Exception as error:
+        return {entry.number: error for entry in group}
+    seconds = (time.monotonic() - began) / len(group)
+    return {
+        entry.number: Outcome(
+            metrics=finite_metrics({**score, **more}, entry.context.task), seconds=seconds
+        )
+        for entry, score in zip(group, scores, strict=True)
+    }
+
+
+_DO = {TaskKind.TRAIN: _train, TaskKind.EVALUATE: _evaluate, TaskKind.FINISH: _finish}
