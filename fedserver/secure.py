@@ -36,7 +36,7 @@ class Secure:
         self._root, self._database, self._engine, self._ports = root, database, engine, ports
         self._registry, self._authority = registry, registry.authority
         self.callers = Callers(registry, engine.clock)
-        self.credentials = tls.mutual(self._authority)
+        self.client_credentials = tls.mutual(self._authority)
         self._join_address = ""
         self._fresh = asyncio.create_task(tls.keep_fresh(self._authority))
 
@@ -87,7 +87,8 @@ class Secure:
         if not self._ports.control:
             return []
         operators = OperatorsOnly(Operators(self._root), self._engine.clock)
-        server, at = control_server(self._ports.control, service, self.credentials, operators)
+        credentials = tls.mutual(self._authority)
+        server, at = control_server(self._ports.control, service, credentials, operators)
         servers.append(server)
         return [f"control {at}"]
 

@@ -90,7 +90,7 @@ async def serve(
             limits=limits,
             names_are_proven=secure is not None,
         )
-        credentials = secure.credentials if secure else None
+        credentials = secure.client_credentials if secure else None
         client_port, bound = client_server(address, federation, credentials)
         servers.append(client_port)
         listening = [bound]

@@ -15,7 +15,6 @@ import socket
 import threading
 from pathlib import Path
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -189,11 +188,11 @@ class Authority:
         found = read_certificate(read_private(path))
         return found.renew_at if found.not_before <= self._clock.wall() else 0.0
 
-    def server_configuration(self) -> grpc.ServerCertificateConfiguration:
-        """Return the server's newest certificate as gRPC takes it."""
+    @property
+    def server_pair(self) -> tuple[bytes, bytes]:
+        """The server's newest key and certificates, as PEM."""
         with self._lock:
-            key, chain = self._server
-        return grpc.ssl_server_certificate_configuration([(key, chain)], self.pem)
+            return self._server
 
 
 def _builder(

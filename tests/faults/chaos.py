@@ -103,6 +103,7 @@ class Bench:
         started = time.monotonic()
         world.restarts.clear()
         world.rejoined = 0
+        world.crashed.clear()
         world.mark()
         for name in ("server", *NAMES):
             steps = [f for f in plan.faults if isinstance(f, Step) and f.process == name]
@@ -120,6 +121,7 @@ class Bench:
                 world.order(name, f"{plan.name}-over", [])
                 world.link(name).heal() if name != "server" else None
         report.seconds = time.monotonic() - started
+        report.verdict.problems += world.crashed
         report.restarts, report.rejoined = dict(world.restarts), world.rejoined
         events = (world.new_events(name, "certificate_renewed") for name in NAMES)
         report.renewed = sum(map(len, events))

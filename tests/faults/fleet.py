@@ -33,6 +33,8 @@ NAMES = tuple(f"c{index}" for index in range(6))
 TIERS = {name: "phone" if index % 2 else "pc" for index, name in enumerate(NAMES)}
 WORKLOAD = "tiny=tiny_workload:Tiny"
 CALL_SECONDS = 10.0
+CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+"""Exit statuses that no fault of the bench causes."""
 
 
 def data_of(name: str) -> str:
@@ -66,6 +68,8 @@ class Fleet(Federation):
         self.names = names
         self.proxy = Proxy()
         self.restarts: dict[str, int] = {}
+        self.crashed: list[str] = []
+        """What died by itself, and not of a fault."""
         self.rejoined = 0
         """How often a device joined anew because its certificate ran out."""
         self._last_start: dict[str, float] = {}
@@ -130,6 +134,8 @@ class Fleet(Federation):
                 continue
             if time.monotonic() - self._last_start[name] < 0.5:
                 continue
+            if process.returncode in CRASHES:
+                self.crashed.append(f"{name} died of signal {-process.returncode}")
             if process.returncode == EXIT_CERTIFICATE:
                 self._last_start[name] = time.monotonic()
                 if not self._joined(name):

@@ -153,7 +153,8 @@ def sender_of(world: Fleet, loot: Loot | None) -> Sender:
 def resident(world: Fleet) -> int:
     """Return the server's resident memory in bytes; fail when it is gone."""
     process = world.processes["server"]
-    assert process.poll() is None, f"the server died: {world.log('server')[-2000:]}"
+    status = process.poll()
+    assert status is None, f"the server died ({status}): {world.log('server')[-2000:]}"
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from bench import runfile
+from bench import ManualClock, runfile
 from identity_cases import UNAVAILABLE, Rig, is_working, pb, refused, scenario, until
 
 from fedclient.channel import RenewableChannel, open_secure_channel
@@ -18,7 +18,9 @@ from fedclient.errors import CertificateError
 from fedclient.identity.renewal import Renewal
 from fedclient.identity.store import Identity, IdentityStore
 from fedclient.transfer.peer import Patience, Peer
+from fedserver.identity.authority import Authority, Settings
 from fedserver.identity.registry import MOST_CERTIFICATES
+from fedserver.identity.tls import NewestCertificate
 from motley.identity.keys import key_to_pem, new_key, signing_request
 from motley.wire.stubs import federation_pb2_grpc
 
@@ -70,6 +72,17 @@ def test_nobody_gets_more_certificates_than_a_device_needs(tmp_path: Path) -> No
             await stub.Renew(pb.RenewRequest(signing_request=b"x"), timeout=10)
 
     scenario(body, tmp_path)
+
+
+def test_grpc_is_given_a_certificate_again_only_when_it_is_another(tmp_path: Path) -> None:
+    clock = ManualClock()
+    authority = Authority.create(tmp_path, Settings(host="h"), clock)
+    newest = NewestCertificate(authority)
+    assert [newest.if_changed() for _ in range(3)] == [None] * 3
+    clock.now += authority.settings.server_lifetime
+    authority.renew_server_if_due()
+    assert newest.if_changed() is not None
+    assert newest.if_changed() is None
 
 
 def test_short_lived_certificates_follow_one_another(tmp_path: Path) -> None:

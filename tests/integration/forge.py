@@ -197,11 +197,15 @@ class _Smithy:
     def _fork(self) -> Callable[[], None] | None:
         line, _ = self._listener.accept()
         data, descriptors, _, _ = socket.recv_fds(line, REQUEST_BYTES, 3)
+        if not data:  # whoever asked died before it said what it wanted
+            line.close()
+            return None
         request = json.loads(data)
         pid = os.fork()
         if pid:
             self._children[pid] = line
-            line.send(json.dumps({"pid": pid}).encode())
+            with contextlib.suppress(OSError):  # it died since; what stands for it dies with it
+                line.send(json.dumps({"pid": pid}).encode())
             for descriptor in descriptors:
                 os.close(descriptor)
             return None

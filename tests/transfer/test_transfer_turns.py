@@ -145,10 +145,10 @@ def test_a_download_that_nobody_reads_is_ended_and_frees_its_slot(tmp_path: Path
         async with rig.serving() as address, rig.client(address) as (peer, _):
             unread = peer.stub.Download(asked(rig, "c0"))
             await unread.read()
-            await until(lambda: rig.service._downloads._turns._free == 0, "it has the slot")
-            await until(lambda: rig.service._downloads._turns._free == 1, "its slot is free")
+            await until(lambda: rig.service._downloads._to.turns._free == 0, "it has the slot")
+            await until(lambda: rig.service._downloads._to.turns._free == 1, "its slot is free")
             assert rig.desk.counted < rig.size
-            assert rig.service._downloads._memory.used == 0
+            assert rig.service._downloads._to.memory.used == 0
             async with rig.client(address) as (other, _):
                 size = 0
                 async for frame in other.stub.Download(asked(rig, "c1")):
