@@ -4,8 +4,8 @@
 
 Simulated FedAvg on scikit-learn's digits: 10 clients with about 126 records each, an MLP of
 6,570 values. Every figure is the accuracy of the server's model on all clients' test samples
-after the last round, the mean over seeds. epsilon is of one *record* in "ldp-sgd" and of one *client's
-releases* in "release": the two are not the same promise, and delta is 1e-5 for both.
+after the last round, the mean over seeds. epsilon is of one *record* in "ldp-sgd" and of one
+*client's releases* in "release": the two are not the same promise. delta is 1e-5 for both.
 
 The settings were chosen once, at epsilon 16, and are the same at every epsilon.
 """
