@@ -1,6 +1,6 @@
 """Accuracy against epsilon, for both private modes and without privacy.
 
-    python benchmarks/privacy_utility.py [--seeds 2] [--plot docs/results/privacy-utility.png]
+    python benchmarks/privacy_utility.py [--seeds 3] [--plot docs/results/privacy-utility.png]
 
 Simulated FedAvg on scikit-learn's digits: 10 clients with about 126 records each, an MLP of
 6,570 values. Every figure is the accuracy of the server's model on all clients' test samples
@@ -48,7 +48,7 @@ data = "digits?clients={clients}&client={{client}}"
 """
 PLAIN = """
 local_steps = 5
-batch_size = 13
+batch_size = 63
 learning_rate = 0.5
 """
 SETTINGS = {
@@ -117,7 +117,7 @@ def plot(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=None)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
