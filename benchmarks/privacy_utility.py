@@ -110,7 +110,7 @@ def plot(
     axes.axhline(plain, color="grey", linestyle="--", label="without privacy")
     axes.axhline(0.1, color="grey", linestyle=":", label="chance")
     axes.set(xscale="log", xlabel="ε at δ = 1e-5", ylabel="accuracy", ylim=(0, 1))
-    axes.legend(fontsize="small", loc="center right")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.12, 0.36))
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target)
 
