@@ -21,6 +21,15 @@ def test_uniform_numbers_are_the_keystream() -> None:
     assert [*stream.uniform(1), *stream.uniform(1)] == expected
 
 
+def test_a_long_stream_goes_on_under_another_key(monkeypatch) -> None:
+    """Long before the cipher's counter begins anew and repeats the numbers."""
+    monkeypatch.setattr("motley.privacy.noise._BLOCK_BYTES", 64)
+    stream = SecretStream(KEY, "noise")
+    numbers = np.concatenate([stream.uniform(5) for _ in range(40)])
+    assert len(set(numbers)) == 200
+    np.testing.assert_array_equal(numbers[:5], SecretStream(KEY, "noise").uniform(5))
+
+
 def test_gaussian_numbers_have_the_law_of_a_gaussian() -> None:
     """Kolmogorov and Smirnov at 10^-6, moments, and tails where one error in the tail shows."""
     count = 200_001  # odd: one number of a pair is left out

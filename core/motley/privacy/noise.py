@@ -12,9 +12,11 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 
 KEY_BYTES = 32
+_BLOCK_BYTES = 1 << 36
+"""Of a stream under one key, a quarter of what ChaCha20's counter of 32 bits allows."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,6 +34,10 @@ def derive_key(secret: bytes, *labels: str | int | bytes) -> bytes:
     return code.digest()
 
 
+def _keystream(key: bytes) -> CipherContext:
+    return Cipher(algorithms.ChaCha20(key, b"\0" * 16), mode=None).encryptor()
+
+
 class SecretStream:
     """A stream of random numbers that a key determines; each call goes on where the last ended."""
 
@@ -42,11 +48,15 @@ class SecretStream:
             key: 32 bytes, secret, never used for anything else.
             purpose: what the numbers are for.
         """
-        cipher = Cipher(algorithms.ChaCha20(derive_key(key, purpose), b"\0" * 16), mode=None)
-        self._encryptor = cipher.encryptor()
+        self._key, self._purpose, self._block, self._left = key, purpose, 0, _BLOCK_BYTES
+        self._encryptor = _keystream(derive_key(key, purpose))
 
     def uniform(self, count: int) -> FloatArray:
         """Return [count] float64, uniform between 0 and 1, both excluded, in steps of 2^-53."""
+        if 8 * count > self._left:
+            self._block, self._left = self._block + 1, _BLOCK_BYTES
+            self._encryptor = _keystream(derive_key(self._key, self._purpose, self._block))
+        self._left -= 8 * count
         words = np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
         steps: FloatArray = (words >> np.uint64(11)).astype(np.float64)
         return (steps + 0.5) * 2.0**-53
