@@ -35,7 +35,7 @@ name = "{set}"
 expected = {clients}
 [settings]
 local_steps = {steps}
-batch_size = 48
+batch_size = {batch}
 learning_rate = {rate}
 momentum = {momentum}
 {settings}
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--train", type=int, default=400, help="training samples of a client")
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--momentum", type=float, default=0.9, help="the paper has none")

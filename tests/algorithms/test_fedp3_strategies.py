@@ -14,7 +14,7 @@ from fedserver.rounds.updates import check_update
 from motley.algorithms import fedp3_strategies as strategies
 from motley.algorithms.base import Broadcast, ClientContext
 from motley.algorithms.fedp3 import FedP3Settings
-from motley.errors import PlanError, RunFileError
+from motley.errors import PlanError, RunFileError, UpdateError
 from motley.prune.masks import PRUNING_RULES, UploadMasks
 from motley.training.subnetwork import Subnetwork
 from motley.wire import Mask, PayloadReader, smallest_mask
@@ -177,9 +177,26 @@ def test_attention_is_a_softmax_over_distances(tmp_path: Path) -> None:
             npt.assert_allclose(after[name], expected, atol=1e-6)
 
 
+def test_distances_of_sparse_updates_are_those_of_what_was_sent(tmp_path: Path) -> None:
+    more = 'layers = "lowerb"\nupload_keep = 0.4\naggregation = "attention"'
+    bench = Lab(tmp_path, more)
+    before = bench.tensors()
+    bench.open()
+    member = bench.members[0]
+    found = check_update(bench.train(member), bench.ticket(member))
+    own = bench.personal["c0"].saved
+    assert own is not None
+    assert set(found.distances) == {"fc1", "fc5"}
+    for unit, distance in found.distances.items():
+        names = [row.name for row in bench.table.tensors_of(unit)]
+        squares = sum(((own[n] - before[n]).astype(float) ** 2).sum() for n in names)
+        assert distance > 0
+        assert abs(distance - np.sqrt(squares)) < 1e-6
+
+
 def test_an_upload_in_the_wrong_form_is_refused(tmp_path: Path) -> None:
     bench = Lab(tmp_path, 'layers = "lowerb"')
     bench.open()
     update = bench.train(bench.members[0])
-    with pytest.raises(Exception, match="missing: fc2"):
+    with pytest.raises(UpdateError, match=r"missing: fc2\.bias"):
         check_update(update, bench.ticket(bench.members[1]))

@@ -42,7 +42,7 @@ def send_all(bench: Bench) -> set[str]:
     """Let every client that has a task send its layers, moved by 1; return the layers."""
     layers: set[str] = set()
     for name in NAMES:
-        task = bench.desk.next_task(name)
+        task = bench.next_task(name)
         if task is None:
             continue
         planned = task.plan.upload

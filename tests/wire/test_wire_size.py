@@ -4,13 +4,16 @@ import math
 
 import numpy as np
 import pytest
-from wire_cases import LENET, floats, payload
+from wire_cases import LENET, floats, payload, ramp
 
 from motley.wire import (
+    TILE,
+    BitMask,
     PayloadReader,
     TensorRow,
     TensorTable,
     encode_codebook,
+    encode_masked,
     encode_planes,
     quantize_uniform,
 )
@@ -46,8 +49,19 @@ def as_codebook(row, bits):
     return encode_codebook(indices, floats((m,)), bits), row.size * bits, 4 * m
 
 
+def as_masked(row, bits):
+    """Nine tenths of each weight under a bitmap, as FedP3 sends them down; biases whole."""
+    if len(row.shape) < 2:
+        return as_offset(row, bits)
+    mask = BitMask.of(ramp(row.size, 1009) % 10 < 9)
+    values = quantize_uniform(floats((mask.kept,)), bits)
+    # The head, a count a tile, and zeros up to a multiple of 8; then low and step.
+    head = 12 + 4 * -(-row.size // TILE) + 7 + 8
+    return encode_masked(values, mask, row.shape), mask.kept * bits + row.size, head
+
+
 @pytest.mark.parametrize("table", [LENET, resnet_table()], ids=["lenet", "resnet20"])
-@pytest.mark.parametrize("encode", [as_offset, as_planes, as_codebook])
+@pytest.mark.parametrize("encode", [as_offset, as_planes, as_codebook, as_masked])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_payloads_are_at_most_two_percent_above_their_bits(table, encode, bits):
     made = [(row.name, *encode(row, bits)) for row in table]
