@@ -85,6 +85,12 @@ class Server:
             time.sleep(0.05)
         self.address = ready.read_text().splitlines()[0]
 
+    def check(self) -> None:
+        """Raise with the end of its log when the server is gone."""
+        if self.process.poll() is not None:
+            text = (self.root / "server.log").read_text()[-2000:]
+            raise RuntimeError(f"the server ended with {self.process.returncode}: {text}")
+
     def memory(self) -> float:
         """Return the bytes that this process alone and its share of others' take (PSS)."""
         text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
@@ -95,6 +101,14 @@ class Server:
         """Return the processor seconds used so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def bare(self) -> str:
+        """Start a server that does nothing beside this one; return its address."""
+        command = [sys.executable, str(Path(__file__).with_name("idle_workers.py"))]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        assert process.stdout is not None
+        return f"127.0.0.1:{process.stdout.readline().strip()}"
 
     def operator(self) -> Operator:
         return Operator(self.data)
@@ -170,19 +184,22 @@ class Phase:
     name: str
     latencies: list[float]
     """Seconds of the probes' check-ins."""
+    bare: list[float]
+    """Of one probe at a server beside it that does nothing: what the machine was up to."""
     seconds: float
     processor: float
     """Seconds that the server computed."""
     crowd: dict[str, Any]
 
-    def percentile(self, percent: float) -> float:
-        return float(np.percentile(self.latencies, percent))
+    def percentile(self, percent: float, *, bare: bool = False) -> float:
+        return float(np.percentile(self.bare if bare else self.latencies, percent))
 
     def text(self) -> str:
         late = self.crowd["late"]
         return (
             f"check-in p50 {1e3 * self.percentile(50):.1f} ms, max "
-            f"{1e3 * max(self.latencies):.0f} ms of {len(self.latencies)}; server "
+            f"{1e3 * max(self.latencies):.0f} ms of {len(self.latencies)}; bare server beside it "
+            f"p99 {1e3 * self.percentile(99, bare=True):.0f} ms; server "
             f"{100 * self.processor / self.seconds:.0f} % of a core; "
             + (f"held polls up to {1e3 * max(late):.0f} ms late; " if late else "")
             + f"{self.crowd['polls'] / self.seconds:.0f} polls/s, "
@@ -193,21 +210,29 @@ class Phase:
 class Bench:
     """One server with one crowd, phase by phase."""
 
-    def __init__(self, server: Server, crowd: Crowd, probers: list[Prober]) -> None:
-        self.server, self.crowd, self.probers = server, crowd, probers
+    def __init__(
+        self, server: Server, crowd: Crowd, probers: list[Prober], reference: Prober
+    ) -> None:
+        self.server, self.crowd = server, crowd
+        self.probers, self.reference = probers, reference
         self.phases: list[Phase] = []
 
     @contextlib.asynccontextmanager
     async def phase(self, name: str) -> AsyncIterator[None]:
         for prober in self.probers:
             prober.take()
+        self.reference.take()
         began, computed = time.monotonic(), self.server.processor()
         yield
+        self.server.check()
+        for prober in [*self.probers, self.reference]:
+            prober.check()
         latencies = [value for prober in self.probers for value in prober.take()]
         self.phases.append(
             Phase(
                 name,
                 latencies,
+                self.reference.take(),
                 time.monotonic() - began,
                 self.server.processor() - computed,
                 await self.crowd.ask("report"),
@@ -273,11 +298,15 @@ async def measure(count: int, options: argparse.Namespace) -> list[Ratio]:
         names += [f"worker-{n}" for n in range(WORKERS)]
         certificates = server.certificates(names) if options.tls else None
         channels = {name: channel(server, name, certificates) for name in names[count:]}
+        channels["bare"] = grpc.aio.insecure_channel(server.bare())
         probers = [Prober(channels[f"probe-{n}"], f"probe-{n}") for n in range(PROBES)]
+        reference = Prober(channels["bare"], "probe")
         try:
             await asyncio.sleep(3)  # what the first calls load is not the clients' memory
             before = server.memory()
-            bench = Bench(server, Crowd(server, count, options.spread, certificates), probers)
+            bench = Bench(
+                server, Crowd(server, count, options.spread, certificates), probers, reference
+            )
             async with bench.phase("coming"):
                 await bench.crowd.ask("come")
             async with bench.phase("idle"):
@@ -288,7 +317,7 @@ async def measure(count: int, options: argparse.Namespace) -> list[Ratio]:
             async with bench.phase("opening for all"):
                 opened = await bench.opening()
         finally:
-            await asyncio.gather(*(prober.close() for prober in probers))
+            await asyncio.gather(*(prober.close() for prober in [*probers, reference]))
             await asyncio.gather(*(one.close() for one in channels.values()))
     memory = Ratio(f"{label}: KB a client", each / 1e3, MOST_BYTES[options.tls] / 1e3)
     rows = [memory] + [

@@ -14,6 +14,26 @@ from idle_clients import check_in
 
 from motley.wire.stubs import common_pb2, federation_pb2, federation_pb2_grpc
 
+
+class Bare(federation_pb2_grpc.FederationServicer):
+    """Answers every check-in at once: what gRPC and this machine take without a server's work."""
+
+    async def CheckIn(  # noqa: N802
+        self, request: federation_pb2.CheckInRequest, context: object
+    ) -> federation_pb2.CheckInReply:
+        return federation_pb2.CheckInReply(working_on_is_closed=True)
+
+
+async def serve_bare() -> None:
+    """Serve `Bare`, print the port, and stay."""
+    server = grpc.aio.server()
+    federation_pb2_grpc.add_FederationServicer_to_server(Bare(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
 INTERVAL = 0.1
 """Seconds from one check-in of a probe to the next; the server allows 20 a second."""
 FRAME = 1 << 17
@@ -42,9 +62,14 @@ class Prober:
         found, self._seconds = self._seconds, []
         return found
 
+    def check(self) -> None:
+        """Raise what ended it, when something did."""
+        if self._task.done():
+            self._task.result()
+
     async def close(self) -> None:
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, grpc.RpcError):
             await self._task
 
 
@@ -115,3 +140,7 @@ async def _upload(
         if reply.WhichOneof("kind") == "receipt":
             return
     raise RuntimeError(f"the update of {request.name} got no receipt")
+
+
+if __name__ == "__main__":
+    asyncio.run(serve_bare())

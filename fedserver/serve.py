@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,7 @@ async def serve(
         DataDirectoryError, AddressError, IdentityError: nothing was started.
     """
     allow_many_files()
+    _collect_seldom()
     lock = lock_directory(root)
     payloads = PayloadStore(root, reserve=reserve)
     sql = open_database(root)
@@ -131,6 +133,16 @@ async def serve(
         sql.dispose()
         control_socket(root).unlink(missing_ok=True)
         lock.close()
+
+
+def _collect_seldom() -> None:
+    """Look for garbage in cycles seldom, and never among what was loaded at the start.
+
+    Calls are held by the thousand, so that a full collection has a million objects to look at,
+    and every check-in waits for it. What it would free is little: reference counts free the rest.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 1000)
 
 
 async def _until_stopped(driver: Driver) -> None:

@@ -111,8 +111,8 @@ def _training_rounds(record: Mapping[str, Any]) -> dict[int, tuple[str, dict[str
     current = record["current"]
     if current and current["kind"] == "train":
         tasks = {
-            name: {"status": current["clients"][name], **widths}
-            for name, widths in current["widths"].items()
+            name: {"status": status, **current["widths"].get(name, {"bits": {}, "sent_bits": {}})}
+            for name, status in current["clients"].items()
         }
         found[current["round"]] = (current["status"], tasks)
     for entry in record["history"]:

@@ -40,6 +40,8 @@ ACTIVE = ("preparing", "waiting", "running")
 ENDED = ("finished", "stopped", "failed")
 MOST_CONTEXTS = 16
 """Parsed runs that are kept in memory."""
+MOST_NAMED = 20
+"""Clients whose refusal is told in a waiting run's reason; of more, how many there are."""
 _WAITING = select(runs.c.id, runs.c.name, runs.c.status, runs.c.reason).where(
     runs.c.status.in_(("waiting", "running"))
 )
@@ -333,7 +335,10 @@ class Engine:
         expected = context.runfile.clients.expected
         if len(able) < expected:
             reason = f"{len(able)} of {expected} clients are here"
-            reason += "".join(f"; {name}: {why}" for name, why in refused.items())
+            named = list(refused.items())[:MOST_NAMED]
+            reason += "".join(f"; {name}: {why}" for name, why in named)
+            if len(refused) > len(named):
+                reason += f"; and {len(refused) - len(named)} more"
             if reason != row.reason:
                 tx.execute(update(runs).where(runs.c.id == row.id).values(reason=reason))
                 log.info("run_waiting", run=row.id, reason=reason)

@@ -13,6 +13,8 @@ PRESENT_SECONDS = 90.0
 
 FORGET_SECONDS = 24 * 3600.0
 FORGET_ABOVE = 1000
+MOST_SHARED = 100
+"""Different capabilities that are kept once for all clients that say the same."""
 FORGET_EVERY = 600.0
 """Seconds from one look at all who were away for a day to the next."""
 
@@ -70,6 +72,7 @@ class Presence:
         self._lock = threading.Lock()
         self._arrivals: dict[str, Arrival] = {}
         self._looked = float("-inf")
+        self._capabilities: dict[str, Capabilities] = {}
 
     def arrive(self, arrival: Arrival) -> bool:
         """Note a check-in; return whether anything but the time is new.
@@ -93,7 +96,8 @@ class Presence:
                 arrival = Arrival(**{**vars(arrival), **said})
                 self._arrivals[arrival.name] = arrival
                 return not here
-            self._arrivals[arrival.name] = arrival
+            shared = self._shared(arrival.capabilities)
+            self._arrivals[arrival.name] = Arrival(**{**vars(arrival), "capabilities": shared})
             return True
 
     def touch(self, name: str, session: str, now: float) -> None:
@@ -124,6 +128,12 @@ class Presence:
             now = self._arrivals.get(arrival.name)
             if now is not None and now.poll == arrival.poll:
                 self._arrivals[arrival.name] = Arrival(**{**vars(now), "free": True})
+
+    def _shared(self, said: Capabilities) -> Capabilities:
+        """Return the same object for all clients that can do the same: most can."""
+        if len(self._capabilities) >= MOST_SHARED:
+            self._capabilities.clear()
+        return self._capabilities.setdefault(repr(said), said)
 
     def _forget(self, now: float) -> None:
         """Drop who has been away for a day, so that names cannot fill the memory."""

@@ -14,6 +14,7 @@ from fedserver.rounds.private import statement
 from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
 from motley.algorithms.base import sent_width
 from motley.errors import MotleyError
+from motley.plan import FULL_PRECISION
 
 
 def run_record(engine: Engine, run: str, *, after_round_id: int = 0) -> dict[str, Any]:
@@ -302,6 +303,19 @@ def _participant(task: Any) -> dict[str, Any]:
     }
 
 
+def _round_widths(engine: Engine, tx: Connection, row: Any) -> dict[str, Any]:
+    """Return the widths of a round under way by client; plans are read only if they hold any."""
+    try:
+        context = engine.context(tx, row.run)
+    except MotleyError:
+        return {}
+    tiers = context.runfile.tiers
+    if not context.algorithm.tiers_choose_bits and all(t.bits == FULL_PRECISION for t in tiers):
+        return {}
+    mine = select(tasks.c.client, tasks.c.spec, tasks.c.scalars).where(tasks.c.round_id == row.id)
+    return {task.client: _widths(task) for task in tx.execute(mine.order_by(tasks.c.client))}
+
+
 def _widths(task: Any) -> dict[str, dict[str, int]]:
     """Return a task's planned width of each unit, and the widths that came, where it has any."""
     planned = task.spec["plan"]["bits"]
@@ -317,8 +331,9 @@ def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | No
     ).first()
     if row is None:
         return None
+    mine = tasks.c.round_id == row.id
     cohort = tx.execute(
-        select(tasks).where(tasks.c.round_id == row.id).order_by(tasks.c.client)
+        select(tasks.c.client, tasks.c.status).where(mine).order_by(tasks.c.client)
     ).all()
     left = row.seconds_left
     if row.id in engine.deadlines:
@@ -331,7 +346,7 @@ def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | No
         "goal": row.goal,
         "arrived": sum(t.status in ("accepted", "done") for t in cohort),
         "clients": {t.client: t.status for t in cohort},
-        "widths": {t.client: _widths(t) for t in cohort},
+        "widths": _round_widths(engine, tx, row),
         "seconds_left": left,
     }
 

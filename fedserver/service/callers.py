@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 log = get_logger()
 
-_MOST_KEPT = 4096
-"""Certificates whose content is remembered; each connection shows its own at every call."""
+_MOST_KEPT = 16_384
+"""Certificates whose content is remembered; each connection shows its own at every call.
+
+More than the clients that one server holds: they come round in turn, so that a smaller memory
+would have forgotten each just before it is asked for again.
+"""
 END_SECONDS = 5.0
 """How long calls that are cut short may take to clean up, and their clients to hear of it."""
 
@@ -56,8 +61,9 @@ class Certificates:
 
         if not pem:
             return None
-        found = self._known.pop(pem, None) or read_certificate(pem)
-        self._known[pem] = found
+        digest = hashlib.sha256(pem).digest()
+        found = self._known.pop(digest, None) or read_certificate(pem)
+        self._known[digest] = found
         if len(self._known) > _MOST_KEPT:
             self._known.popitem(last=False)
         return found

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,8 +35,11 @@ LONGEST_SET_ASIDE = 24 * 3600.0
 """Seconds; each time in a row doubles the one before, up to this."""
 CROWDED_SECONDS = 5.0
 """A client with too many transfers is told to come back after so long."""
-MOST_CALLERS = 4096
-"""Callers that are remembered; beyond, those that were quiet longest are forgotten."""
+MOST_CALLERS = 16_384
+"""Callers that are remembered; beyond, those that were quiet longest are forgotten.
+
+More than the clients that one server holds, so that none of those is forgotten at every turn.
+"""
 STRIKES = frozenset({"protocol", "frame", "payload", "update", "offset"})
 """Codes of errors that only a client that is wrong, or means harm, causes again and again."""
 DAMAGE = frozenset({"frame", "payload"})
@@ -111,7 +114,8 @@ class _Account:
     filled: float
     """Monotonic seconds at which `tokens` was right."""
     transfers: int = 0
-    strikes: deque[float] = field(default_factory=deque)
+    strikes: tuple[float, ...] = ()
+    """When it broke a rule, of late."""
     damaged: float = float("-inf")
     """When damaged bytes last came."""
     times: int = 0
@@ -224,12 +228,11 @@ class Guard:
             account.damaged = now
             if forgiven:
                 return
-        account.strikes.append(now)
-        while now - account.strikes[0] > limits.strike_seconds:
-            account.strikes.popleft()
+        recent = [when for when in account.strikes if now - when <= limits.strike_seconds]
+        account.strikes = (*recent, now)
         if len(account.strikes) < limits.strikes:
             return
-        account.strikes.clear()
+        account.strikes = ()
         seconds = min(LONGEST_SET_ASIDE, limits.set_aside_seconds * 2.0**account.times)
         account.times += 1
         account.reason = (

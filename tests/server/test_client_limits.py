@@ -21,7 +21,14 @@ from fedserver.errors import (
 from fedserver.rounds.standing import DAY, Standing
 from fedserver.rounds.tasks import Receipt
 from fedserver.rounds.view import list_clients
-from fedserver.service.limits import LONGEST_SET_ASIDE, Caller, Guard, Limits, read_limits
+from fedserver.service.limits import (
+    LONGEST_SET_ASIDE,
+    MOST_CALLERS,
+    Caller,
+    Guard,
+    Limits,
+    read_limits,
+)
 from fedserver.service.quota import Quota
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.schema import tasks as table
@@ -131,9 +138,9 @@ def test_made_up_names_do_not_fill_the_memory() -> None:
     async def main() -> None:
         yard = Yard()
         await yard.strike(10)
-        for number in range(10_000):
+        for number in range(MOST_CALLERS + 1000):
             await yard.call(Caller(f"x{number}"))
-        assert len(yard.guard._accounts) < 5000
+        assert len(yard.guard._accounts) <= MOST_CALLERS
         with pytest.raises(SetAsideError):
             await yard.call()
 
