@@ -57,7 +57,7 @@ check: $(VENV)/.installed stubs-check
 	@$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	@for name in core quped_step cuts; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in core quped_step cuts simulation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 stubs: $(STUBS)/.installed
 	@$(STUBS)/bin/python proto/generate.py

@@ -13,6 +13,7 @@ from fedserver.simulate.simulation import simulate
 from motley.algorithms.base import Broadcast, ClientContext, Tensors, Trained
 from motley.algorithms.fedavg import FedAvg
 from motley.errors import TrainingError
+from motley.workload import DataSpec, LocalData
 from motley.workloads.digits import Digits
 
 
@@ -121,3 +122,31 @@ def accuracy(algorithm: str, seed: int, batch: int) -> float:
     text = text.replace("seed = 3", f"seed = {seed}").replace("local_steps = 2", "local_steps = 20")
     result = simulate(one_thread(text), batch=batch)
     return float(np.mean([c["metrics"]["finish"]["accuracy"] for c in result.record["clients"]]))
+
+
+class Failing(Digits):
+    """A loss that one client's targets break."""
+
+    def loss(self, outputs: Any, targets: Any) -> Any:
+        if int(targets.max()) > 9:
+            raise RuntimeError("no such class")
+        return super().loss(outputs, targets)
+
+    def load(self, spec: DataSpec) -> LocalData:
+        data = super().load(spec)
+        if spec.options["client"] == "1":
+            data.train.targets[:] = 99
+        return data
+
+
+def test_a_workload_that_fails_for_one_client_fails_for_that_one_alone() -> None:
+    text = run(clients=3, rounds=1).replace('name = "digits"', 'name = "failing"')
+    result = simulate(text, mappings={"failing": "test_batches:Failing"}, batch=3)
+    assert result.status == "finished"
+    cohort = result.record["history"][0]["clients"]
+    assert {name: c["status"] for name, c in cohort.items()} == {
+        "client-0": "counted",
+        "client-1": "failed",
+        "client-2": "counted",
+    }
+    assert "no such class" in cohort["client-1"]["reason"]
