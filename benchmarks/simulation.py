@@ -226,7 +226,7 @@ def main() -> None:
         print(f"{name} is done", file=sys.stderr)
     report(
         "simulation",
-        "client-steps of `fedserver simulate`, FedAvg, whole rounds, over a plain loop's on "
+        "client-steps of `fedserver simulate`, FedAvg, whole rounds, over a plain PyTorch loop on "
         f"{options.threads} thread(s), rounds interleaved; and what many clients cost",
         ratios,
     )

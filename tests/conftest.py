@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("server", "integration"):
+for folder in ("server", "integration", "simulate"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 

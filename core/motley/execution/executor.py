@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +39,9 @@ from motley.wire import (
 from motley.workload import LocalData, Split, Variant, Workload
 
 log = get_logger()
+
+SMALL_UPDATE = 4 << 20
+"""Bytes up to which an update may lie in memory twice while it is encoded."""
 
 
 class PersonalStore(Protocol):
@@ -204,7 +207,10 @@ class Executor:
         """Encode what came of a training task, and keep its personal state, uncounted."""
         _check_finite(trained.update, task)
         table = self.table(task.global_variant) if task.global_variant else UnitTable(())
+        encoded: Iterable[tuple[str, EncodedTensor]]
         encoded = encode_update(task, table, trained.update, received)
+        if sum(values.nbytes for values in trained.update.values()) <= SMALL_UPDATE:
+            encoded = list(encoded)  # written without a temporary file beside it
         info = write_payload(update, encoded, table.tensor_table)
         if trained.personal is not None:
             _check_finite(trained.personal, task)

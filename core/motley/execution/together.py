@@ -14,6 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from structlog.stdlib import get_logger
+
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Tensors, Trained
 from motley.errors import TrainingError
@@ -27,7 +30,10 @@ from motley.execution.executor import (
 )
 from motley.plan import FULL_PRECISION
 from motley.privacy.ledger import PrivacyStore
+from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
+
+log = get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,14 +172,19 @@ def _groups(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
 def _train(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
     """Train clients together; nothing is returned where they cannot."""
     began = time.monotonic()
+    first = group[0].context.task
+    # As for one client: schedules draw from no global generator, but workloads (dropout) may.
+    names = [entry.context.task.client for entry in group]
+    torch.manual_seed(numpy_generator(first.run_seed, "torch", first.round, *names).integers(2**62))
     try:
         trained = group[0].algorithm.train_together(
             [entry.context for entry in group],
             [entry.received for entry in group],
             [entry.state for entry in group],
         )
-    except Exception as error:  # a workload's own code raised: nobody knows for whom
-        return {entry.number: error for entry in group}
+    except Exception as error:  # one by one it shows whose fault it is
+        log.warning("not_trained_together", run=first.run_name, reason=repr(error))
+        return {}
     if trained is None:
         return {}
     seconds = (time.monotonic() - began) / len(group)

@@ -1,0 +1,152 @@
+"""Simulations that train clients together: groups, fallbacks, and whole runs over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from test_simulation import run
+
+from fedserver.simulate.simulation import simulate
+from motley.algorithms.base import Broadcast, ClientContext, Tensors, Trained
+from motley.algorithms.fedavg import FedAvg
+from motley.errors import TrainingError
+from motley.workload import DataSpec, LocalData
+from motley.workloads.digits import Digits
+
+
+class Alone(Digits):
+    """Digits that may not be batched."""
+
+    batchable: ClassVar[bool] = False
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return which clients trained together, filled while a simulation runs."""
+    seen: list[list[str]] = []
+    plain = FedAvg.train_together
+
+    def noted(
+        self: FedAvg,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        seen.append([context.task.client for context in contexts])
+        return plain(self, contexts, broadcasts, personals)
+
+    monkeypatch.setattr(FedAvg, "train_together", noted)
+    return seen
+
+
+TIERS = """
+[[tiers]]
+name = "slow"
+settings = { learning_rate = 0.05 }
+[[tiers]]
+name = "fast"
+"""
+
+
+def mixed(**changes: Any) -> str:
+    text = run(clients=5, rounds=1, sections=TIERS, **changes)
+    return text.replace("[simulate]", "[simulate]\ntiers = { slow = 2, fast = 3 }")
+
+
+def test_clients_with_equal_plans_train_together(groups: list[list[str]]) -> None:
+    result = simulate(mixed(), batch=5)
+    assert result.status == "finished"
+    assert groups == [["client-0", "client-1"], ["client-2", "client-3", "client-4"]]
+
+
+def test_a_batch_bounds_how_many_train_together(groups: list[list[str]]) -> None:
+    simulate(run(clients=5, rounds=1), batch=2)
+    assert groups == [["client-0", "client-1"], ["client-2", "client-3"]]
+
+
+def test_a_workload_that_is_not_batchable_gives_the_models_of_one_by_one(
+    groups: list[list[str]],
+) -> None:
+    text = one_thread(run(clients=4)).replace('name = "digits"', 'name = "alone"')
+    mappings = {"alone": "test_batches:Alone"}
+    together, alone = (simulate(text, mappings=mappings, batch=b) for b in (4, 1))
+    assert groups == []
+    assert models(together.record) == models(alone.record)
+
+
+def one_thread(text: str) -> str:
+    """Without this clients that train together get all cores, and sums another order."""
+    return text.replace("[simulate]", "[simulate]\nthreads = 1")
+
+
+def models(record: Mapping[str, Any]) -> list[str]:
+    return [e["state_after"] for e in record["history"]]
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "quped", "local", "fedmpq"])
+def test_a_batched_run_measures_what_one_by_one_does(algorithm: str) -> None:
+    """Few steps: rounding has no time to grow. FedMPQ has no batched form and is equal."""
+    text = run(algorithm=algorithm, clients=4, rules="count = 3", sections=SECTIONS[algorithm])
+    text = one_thread(text)
+    alone, together = (simulate(text, batch=batch).record for batch in (1, 4))
+    for one, other in zip(alone["history"], together["history"], strict=True):
+        assert list(one["clients"]) == list(other["clients"])
+        assert one["metrics"].keys() == other["metrics"].keys()
+        assert other["metrics"]["loss"] == pytest.approx(one["metrics"]["loss"], abs=1e-4)
+    if algorithm == "fedmpq":
+        assert models(alone) == models(together)
+
+
+PHONE = '[[tiers]]\nname = "phone"\nvariant = "cnn1"\nbits = 2\n'
+SECTIONS = {"fedavg": "", "quped": PHONE, "local": PHONE, "fedmpq": PHONE.replace("variant", "#")}
+
+SEEDS = range(5)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "quped"])
+def test_whole_runs_agree_within_two_standard_errors(algorithm: str) -> None:
+    means = []
+    for batch in (1, 4):
+        scores = [accuracy(algorithm, seed, batch) for seed in SEEDS]
+        means.append((np.mean(scores), np.std(scores, ddof=1) / np.sqrt(len(scores))))
+    (alone, error), (together, other) = means
+    assert abs(alone - together) <= 2 * max(error, other, 0.002)
+
+
+def accuracy(algorithm: str, seed: int, batch: int) -> float:
+    """Return the mean over clients of their final accuracy on their own samples."""
+    text = run(algorithm=algorithm, clients=4, rounds=3, sections=SECTIONS[algorithm])
+    text = text.replace("seed = 3", f"seed = {seed}").replace("local_steps = 2", "local_steps = 20")
+    result = simulate(one_thread(text), batch=batch)
+    return float(np.mean([c["metrics"]["finish"]["accuracy"] for c in result.record["clients"]]))
+
+
+class Failing(Digits):
+    """A loss that one client's targets break."""
+
+    def loss(self, outputs: Any, targets: Any) -> Any:
+        if int(targets.max()) > 9:
+            raise RuntimeError("no such class")
+        return super().loss(outputs, targets)
+
+    def load(self, spec: DataSpec) -> LocalData:
+        data = super().load(spec)
+        if spec.options["client"] == "1":
+            data.train.targets[:] = 99
+        return data
+
+
+def test_a_workload_that_fails_for_one_client_fails_for_that_one_alone() -> None:
+    text = run(clients=3, rounds=1).replace('name = "digits"', 'name = "failing"')
+    result = simulate(text, mappings={"failing": "test_batches:Failing"}, batch=3)
+    assert result.status == "finished"
+    cohort = result.record["history"][0]["clients"]
+    assert {name: c["status"] for name, c in cohort.items()} == {
+        "client-0": "counted",
+        "client-1": "failed",
+        "client-2": "counted",
+    }
+    assert "no such class" in cohort["client-1"]["reason"]
