@@ -28,7 +28,7 @@ from fedserver.rounds import closing, opening, schedule
 from fedserver.rounds.clock import Clock, SystemClock
 from fedserver.rounds.context import RunContext
 from fedserver.rounds.jobs import FoldJob, HeldOutJob, Job, OpenJob, PrepareJob
-from fedserver.rounds.membership import refusal, tier_for
+from fedserver.rounds.membership import frozen, refusal
 from fedserver.rounds.presence import Arrival, Presence
 from fedserver.storage.schema import clients, members, rounds, runs, tasks
 from fedserver.storage.trouble import disk_trouble
@@ -344,7 +344,7 @@ class Engine:
                 log.info("run_waiting", run=row.id, reason=reason)
                 woken.update(refused)
             return False
-        tx.execute(insert(members), [_member(context, arrival) for arrival in able])
+        tx.execute(insert(members), [frozen(context, arrival) for arrival in able])
         tx.execute(update(runs).where(runs.c.id == row.id).values(started=self.clock.wall()))
         self.set_status(tx, row.id, "running", "")
         return True
@@ -388,17 +388,3 @@ class Engine:
             for task_id, client in tx.execute(query):
                 found.setdefault(cast(str, client), set()).add(task_id)
         return found
-
-
-def _member(context: RunContext, arrival: Arrival) -> dict[str, Any]:
-    """Return the row of a client as frozen."""
-    tier = tier_for(context, arrival.profile)
-    assert tier is not None
-    return {
-        "run": context.id,
-        "client": arrival.name,
-        "tier": tier.name,
-        "variant": context.variant_for(tier),
-        "threads": arrival.profile.threads,
-        "profile": {**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
-    }

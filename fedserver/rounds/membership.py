@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedserver.rounds.context import RunContext
 from fedserver.rounds.presence import Arrival, Profile
 from motley.plan import FULL_PRECISION
@@ -83,3 +85,17 @@ def _holds(when: When, profile: Profile) -> bool:
         all(profile.labels.get(key) == value for key, value in when.labels.items()),
     )
     return all(checks)
+
+
+def frozen(context: RunContext, arrival: Arrival) -> dict[str, Any]:
+    """Return the row of `members` of a client that a run can take, as it is frozen."""
+    tier = tier_for(context, arrival.profile)
+    assert tier is not None
+    return {
+        "run": context.id,
+        "client": arrival.name,
+        "tier": tier.name,
+        "variant": context.variant_for(tier),
+        "threads": arrival.profile.threads,
+        "profile": {**vars(arrival.profile), "labels": dict(arrival.profile.labels)},
+    }
