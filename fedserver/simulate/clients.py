@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedserver.simulate.population import Population
 from motley.algorithms.base import Tensors
-from motley.execution.states import PlainFiles, StateFiles
+from motley.states import PlainFiles, StateFiles
 from motley.task import TaskSpec
 from motley.workload import DataSpec, Workload
 
