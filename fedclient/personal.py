@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedclient.disk import Disk
 from fedclient.state import file_word
-from motley.execution.states import StateFiles
+from motley.states import StateFiles
 
 
 class PersonalFiles(StateFiles):

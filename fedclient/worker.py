@@ -27,7 +27,7 @@ from fedclient.privacy import PrivacyFiles
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
 from motley.errors import MotleyError
-from motley.execution.failures import is_permanent
+from motley.failures import is_permanent
 from motley.messages import task_from_proto
 from motley.task import TaskSpec
 from motley.wire.stubs import common_pb2

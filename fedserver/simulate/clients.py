@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from fedserver.simulate.population import Population
 from motley.algorithms.base import Tensors
-from motley.execution.states import PlainFiles, StateFiles
 from motley.privacy.ledger import Entry, Labels, MemoryStore, noise_labels
 from motley.privacy.noise import derive_key
+from motley.states import PlainFiles, StateFiles
 from motley.task import TaskSpec
 from motley.workload import DataSpec, Workload
 

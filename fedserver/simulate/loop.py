@@ -23,7 +23,7 @@ from fedserver.storage.payloads import PayloadStore
 from fedserver.storage.schema import rounds, runs, tasks
 from fedserver.storage.trouble import disk_trouble
 from motley.errors import MotleyError, UpdateError
-from motley.execution.failures import is_permanent
+from motley.failures import is_permanent
 from motley.seeding import derive
 from motley.task import TaskKind, TaskSpec
 
