@@ -41,8 +41,9 @@ $(STUBS)/.installed: proto/generate.py
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py --seed $(SEED)
 
+# A process for each core: most tests wait for processes, sockets and disks of their own.
 test: $(VENV)/.installed
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 # The time limits bound the whole: 45 minutes of schedules, 15 of hostile inputs, 15 of the rest.
 faults: $(VENV)/.installed

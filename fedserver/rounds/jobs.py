@@ -50,11 +50,11 @@ class PrepareJob:
     """Payload file to start from, or ""."""
     mappings: Mapping[str, str]
 
-    def run(self, payloads: PayloadStore, models: RunModelJob = run_job) -> dict[str, object]:
+    def run(self, payloads: PayloadStore, models: RunModelJob | None = None) -> dict[str, object]:
         """Return `model_process.prepare`'s result, with the state in the store."""
         payloads.require(0)
         with payloads.scratch(f"{self.context.id}-initial") as out:
-            return self._prepare(payloads, models, out)
+            return self._prepare(payloads, models or run_job, out)
 
     def _prepare(self, payloads: PayloadStore, models: RunModelJob, out: Path) -> dict[str, object]:
         runfile = self.context.runfile
@@ -261,10 +261,10 @@ class HeldOutJob:
     state: str
     mappings: Mapping[str, str]
 
-    def run(self, payloads: PayloadStore, models: RunModelJob = run_job) -> dict[str, float]:
+    def run(self, payloads: PayloadStore, models: RunModelJob | None = None) -> dict[str, float]:
         """Return metrics, each name with the prefix `held_out_`."""
         runfile = self.context.runfile
-        result = models(
+        result = (models or run_job)(
             {
                 "kind": "held_out",
                 "workload": runfile.workload.name,

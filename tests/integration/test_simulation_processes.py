@@ -55,6 +55,7 @@ CASES = {
         settings='keep = 0.6\nlocal_pruning = "uniform"\nupload_keep = 0.5\nhead = "personal"',
         sections='subject = "both"\n' + COARSE,
     ),
+    "fedpaq": Case(sections="[wire]\nup_bits = 3\n"),
     "fml": Case(
         settings="momentum = 0.5",
         tiers=('variant = "cnn1"', 'variant = "cnn2"', 'variant = "mlp"'),
@@ -66,6 +67,7 @@ CASES = {
     "proxquant": Case(settings='scale = "magnitude"', tiers=BINARY),
     "quped": Case(tiers=PERSONAL, sections="[wire]\nup_bits = 8\n"),
     "qupel": Case(tiers=("bits = 1", "bits = 2", "up_bits = 4"), sections=COARSE),
+    "uveqfed": Case(sections="[wire]\nup_bits = 3\n"),
 }
 
 

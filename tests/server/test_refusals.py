@@ -36,7 +36,7 @@ def test_a_fault_of_the_server_is_logged_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     steps = {
-        "CheckIn": "next_task",
+        "CheckIn": "next_tasks",
         "Download": "may_download",
         "Upload": "begin_upload",
         "Report": "report_failure",

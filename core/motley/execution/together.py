@@ -28,7 +28,6 @@ from motley.execution.executor import (
     is_protected,
     personal_state,
 )
-from motley.plan import FULL_PRECISION
 from motley.privacy.ledger import PrivacyStore
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
@@ -156,9 +155,8 @@ class _Opened:
 
 def _plan_key(task: TaskSpec) -> Hashable:
     """Return what a group trains; how updates travel is each client's own."""
-    plan = replace(task.plan, up_bits=FULL_PRECISION, down_bits=FULL_PRECISION)
-    trained = json.dumps(plan.to_json(), sort_keys=True)
-    return task.algorithm, task.global_variant, task.round, trained
+    plan = {k: v for k, v in task.plan.to_json().items() if k not in ("up_bits", "down_bits")}
+    return task.algorithm, task.global_variant, task.round, json.dumps(plan, sort_keys=True)
 
 
 def _groups(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
