@@ -84,8 +84,22 @@ class Mixing(nn.Module):
         return out + float(out.mean())
 
 
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(self.second(torch.relu(self.first(x.flatten(1)))))
+        return out
+
+
 DIGITS = Digits()
-OWN = Own(normed=Normed, layered=Layered, mixing=Mixing)
+OWN = Own(normed=Normed, layered=Layered, mixing=Mixing, tied=Tied)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +111,7 @@ OWN = Own(normed=Normed, layered=Layered, mixing=Mixing)
         (OWN, "normed", "folded"),
         (OWN, "layered", "mapped"),
         (OWN, "mixing", ""),
+        (OWN, "tied", ""),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -218,6 +218,8 @@ def _tried(
 ) -> Form:
     with torch.random.fork_rng(devices=[]):
         modules = [variant.build() for _ in states]
+    if _shares_parameters(modules[0]):
+        return ""  # rows would be trained under one of the names alone, and drift apart
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules[0].modules()):
         forms: tuple[Form, ...] = ("folded",)  # a map over clients cannot leave fillers out
     else:
@@ -240,6 +242,12 @@ def _tried(
         if found.shape == expected.shape and (found - expected).abs().max() <= TOLERANCE * scale:
             return form
     return ""
+
+
+def _shares_parameters(module: torch.nn.Module) -> bool:
+    """Tell whether a parameter has two names, as tied weights have."""
+    names = sum(1 for _ in module.named_parameters(remove_duplicate=False))
+    return names != sum(1 for _ in module.parameters())
 
 
 def _scaled(values: npt.NDArray[np.generic], factor: int) -> npt.NDArray[np.generic]:
