@@ -12,8 +12,12 @@ from torch import nn
 
 from motley.algorithms.base import Broadcast, ClientContext, Tensors
 from motley.algorithms.fedavg import FedAvg
+from motley.algorithms.fml import FML
 from motley.algorithms.local import Local
+from motley.algorithms.personal_model import PersonalModel
+from motley.algorithms.proxquant import ProxQuant
 from motley.algorithms.quped import QuPeD
+from motley.algorithms.qupel import QuPeL
 from motley.errors import TrainingError
 from motley.training.many import form_of
 from motley.workload import DataSpec, LocalData, Variant, Workload
@@ -181,7 +185,7 @@ UNITS = {"cnn1": ("conv2", "fc1", "fc2"), "mlp": ("fc2",), "normed": ("grouped",
 
 
 def after_rounds(
-    algorithm: Local, made: list[ClientContext], broadcasts: list[Broadcast]
+    algorithm: PersonalModel, made: list[ClientContext], broadcasts: list[Broadcast]
 ) -> list[Tensors]:
     """Return states that differ from client to client: each has trained alone."""
     states = []
@@ -221,6 +225,40 @@ def test_one_step_on_personal_models(
         assert trained.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
         assert_close(trained.update, alone.update, ONE_STEP)
         compare_states(trained.personal, alone.personal)
+
+
+@pytest.mark.parametrize(
+    ("method", "bits"),
+    [(QuPeL, 32), (QuPeL, 2), (FML, 32), (ProxQuant, 1)],
+    ids=lambda v: getattr(v, "name", v),
+)
+def test_one_step_of_the_baselines(method: type[PersonalModel], bits: int) -> None:
+    """With normalisation: the shared model's statistics too are those of training alone."""
+    algorithm = method.configure({"local_steps": 1, "batch_size": 12})
+    widths = {"grouped": bits} if bits != 32 else {}
+    first = contexts(OWN, algorithm, "normed", bits=widths)
+    received = [global_model(OWN, "normed", seed) for seed in (1, 2, 3, 4)]
+    states = after_rounds(algorithm, first, received[:1] * 4)
+    made = contexts(OWN, algorithm, "normed", bits=widths, round_number=2)
+    found = algorithm.train_together(made, received, states)
+    assert found is not None
+    for context, broadcast, state, trained in zip(made, received, states, found, strict=True):
+        alone = algorithm.train(context, broadcast, state)
+        assert not isinstance(trained, TrainingError)
+        assert trained.personal is not None
+        assert alone.personal is not None
+        assert_close(trained.update, alone.update, ONE_STEP)
+        compare_states(trained.personal, alone.personal)
+
+
+def test_clients_whose_penalties_differ_do_not_train_together() -> None:
+    """λ₀ follows from the first weights, and QuPeL's are what came, at each one's `down_bits`."""
+    received = [global_model(OWN, "normed", seed) for seed in (1, 2, 3, 4)]
+    for penalty, differ in (("auto", True), (0.01, False)):
+        algorithm = QuPeL.configure({"local_steps": 1, "penalty": penalty})
+        made = contexts(OWN, algorithm, "normed", bits={"grouped": 2})
+        found = algorithm.train_together(made, received, [None] * 4)
+        assert (found is None) == differ
 
 
 def compare_states(found: Tensors, expected: Tensors) -> None:

@@ -219,11 +219,12 @@ class Local(PersonalModel):
         settings, plan, workload = self.settings, contexts[0].plan, contexts[0].workload
         schedule = settings.schedule(plan.iterations)
         states = starts or [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
-        model = open_states(states, contexts, settings.rules())
+        penalties = {float(state["penalty"][0]) for state in states if "penalty" in state}
+        model = open_states(states, contexts, settings.rules()) if len(penalties) < 2 else None
         if model is None:
             return None
         model.anchor = anchor
-        penalty = float(states[0]["penalty"][0]) if "penalty" in states[0] else 0.0
+        penalty = max(penalties, default=0.0)
         batches = PaddedBatches(contexts, [settings.batches(context) for context in contexts])
         losses = []
         for done in range(settings.local_steps):
@@ -237,6 +238,8 @@ class Local(PersonalModel):
             )
             for context in contexts:
                 context.progress((done + 1) / settings.local_steps)
+        if anchor is not None:
+            anchor.model.adopt_buffers(model.model)
         tasks = [context.task for context in contexts]
         return close_states(model, states), mean_losses(torch.stack(losses, 1), tasks)
 
