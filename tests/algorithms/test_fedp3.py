@@ -179,6 +179,23 @@ def test_a_step_is_the_gradient_of_the_masked_model(tmp_path: Path) -> None:
         npt.assert_allclose(module.state_dict()[name], value, atol=1e-7)
 
 
+def test_a_gradient_is_bounded_by_the_norm_of_what_may_move(tmp_path: Path) -> None:
+    """Pruned weights have gradients too, as zeros of the module; they have no part in the bound."""
+    work = context(Lab(tmp_path))
+    torch.manual_seed(0)
+    module = Points().variants()["mlp"].build()
+    moving = {"fc1.weight": torch.rand(module.fc1.weight.shape) < 0.2}
+    with torch.no_grad():
+        module.fc1.weight.mul_(moving["fc1.weight"])
+    before = read_tensors(module)
+    settings = FedP3Settings(local_steps=1, batch_size=8, learning_rate=1.0, gradient_clip=0.01)
+    sgd(Subnetwork(module, moving), work, settings)
+    step = [np.subtract(before[name], values) for name, values in read_tensors(module).items()]
+    assert np.sqrt(sum((s.astype(np.float64) ** 2).sum() for s in step)) == pytest.approx(
+        0.01, rel=1e-4
+    )
+
+
 def test_fedprox_pulls_back_to_what_came_down(tmp_path: Path) -> None:
     """Two steps by hand: the second one's gradient has μ (W_1 - W_0) added."""
     bench = Lab(tmp_path)

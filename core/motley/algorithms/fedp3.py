@@ -81,7 +81,7 @@ class FedP3Settings(LocalSettings, PrivacySettings):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Within a task; every task starts at rest."""
     gradient_clip: float = Field(default=10.0, ge=0)
-    """Bound on the L2 norm of a step's whole gradient; 0: none."""
+    """Bound on the L2 norm of a step's gradient in all that may move; 0: none."""
     layers: str = "opu2"
     """Layer policy: which layers a group's clients send besides the last one."""
     plan: Literal["index", "tier", "auto"] = "index"

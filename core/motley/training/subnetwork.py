@@ -60,13 +60,20 @@ class Subnetwork:
         outputs = functional_call(self.module, values, (inputs,))
         return outputs
 
+    def allowed(self, directions: Gradients) -> Gradients:
+        """Return directions, one for each of the parameters, with 0 where nothing may move."""
+        return [
+            direction * self.moving[name] if name in self.moving else direction
+            for name, direction in zip(self.parameters, directions, strict=True)
+        ]
+
     @torch.no_grad()
     def move(self, directions: Gradients, rate: float, masks: Masks) -> None:
         """Take x ← x - rate · direction where x may move and the step did not leave it out."""
-        for (name, parameter), direction in zip(self.parameters.items(), directions, strict=True):
-            for allowed in (self.moving.get(name), masks.get(name)):
-                if allowed is not None:
-                    direction = direction * allowed
+        moved = self.allowed(directions)
+        for (name, parameter), direction in zip(self.parameters.items(), moved, strict=True):
+            if name in masks:
+                direction = direction * masks[name]
             parameter.add_(direction, alpha=-rate)
 
 
@@ -125,7 +132,8 @@ def _descend(
         loss = context.workload.loss(outputs, targets[index]).mean()
         directions = change(list(torch.autograd.grad(loss, parameters)))
         if settings.gradient_clip:
-            directions = _clipped(directions, settings.gradient_clip)
+            # The norm is that of the pruned model: what is cut off has no part in it.
+            directions = _clipped(network.allowed(directions), settings.gradient_clip)
         if settings.weight_decay:
             directions = [
                 d.add(p.detach(), alpha=settings.weight_decay)
