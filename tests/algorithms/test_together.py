@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,6 +177,21 @@ def test_a_variant_without_a_form_is_left_to_training_alone() -> None:
     made = contexts(OWN, algorithm, "mixing")
     broadcast = global_model(OWN, "mixing")
     assert algorithm.train_together(made, [broadcast] * 4, [None] * 4) is None
+
+
+def test_a_batch_that_normalisation_refuses_is_refused_together_too() -> None:
+    """Of one value there is no variance; torch says so, and the client is left to fail alone."""
+    algorithm = FedAvg.configure({"local_steps": 1, "batch_size": 12})
+    broadcast = global_model(OWN, "flat_norm")
+    for sizes, refused in (((17, 40, 1), True), ((17, 40, 2), False)):
+        made = contexts(OWN, algorithm, "flat_norm", sizes=sizes)
+        if refused:
+            with pytest.raises(ValueError, match="more than 1 value"):
+                algorithm.train(made[2], broadcast, None)
+            with pytest.raises(ValueError, match="a single sample"):
+                algorithm.train_together(made, [broadcast] * 3, [None] * 3)
+        else:
+            assert algorithm.train_together(made, [broadcast] * 3, [None] * 3) is not None
 
 
 # --- personal models -------------------------------------------------------------------------

@@ -275,7 +275,15 @@ class Algorithm(ABC):
         """Run one task's local steps from the broadcast and the personal state."""
 
     trains_together: ClassVar[bool] = False
-    """Whether `train_together` is more than one client after the other."""
+    """Whether `train_together` is more than one client after the other. False in a subclass that
+    has a `train` of its own, unless it has a `train_together` too or says True itself."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Let no class inherit a `train_together` that does not do what its own `train` does."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "train" in own and not {"train_together", "trains_together"} & own.keys():
+            cls.trains_together = False
 
     def kind_of(self, context: ClientContext, personal: Tensors | None) -> Hashable:
         """Return what, besides their plans, has to be equal of clients that train together."""
