@@ -11,7 +11,8 @@ import torch
 from together import assert_close, contexts, global_model
 from torch import nn
 
-from motley.algorithms.base import Broadcast, ClientContext, Tensors
+from motley.algorithms import registry
+from motley.algorithms.base import Broadcast, ClientContext, Tensors, Trained
 from motley.algorithms.fedavg import FedAvg
 from motley.algorithms.fml import FML
 from motley.algorithms.local import Local
@@ -103,8 +104,12 @@ class Tied(nn.Module):
         return out
 
 
+def flat_norm() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+
 DIGITS = Digits()
-OWN = Own(normed=Normed, layered=Layered, mixing=Mixing, tied=Tied)
+OWN = Own(flat_norm=flat_norm, normed=Normed, layered=Layered, mixing=Mixing, tied=Tied)
 
 
 @pytest.mark.parametrize(
@@ -299,3 +304,25 @@ def test_states_of_another_kind_are_another_group() -> None:
     frozen = algorithm.train(tuned[0], Broadcast({}), state).personal
     kinds = {algorithm.kind_of(made[0], found) for found in (None, state, frozen)}
     assert len(kinds) == 3
+
+
+def test_a_train_of_its_own_is_not_bypassed_by_an_inherited_train_together() -> None:
+    class Changed(FedAvg):
+        def train(
+            self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
+        ) -> Trained:
+            return replace(super().train(context, broadcast, personal), samples=1)
+
+    class Renamed(FedAvg):
+        pass
+
+    class Meant(Changed):
+        trains_together = True
+
+    assert [c.trains_together for c in (Changed, Renamed, Meant)] == [False, True, True]
+    for name in registry.names():
+        method = registry.find(name)
+        order = method.__mro__
+        defines = {n: next(c for c in order if n in vars(c)) for n in ("train", "train_together")}
+        if method.trains_together:
+            assert issubclass(defines["train_together"], defines["train"]), name

@@ -101,6 +101,8 @@ def _normalisation(
         if rows.mask is not None:
             counts = counts * rows.mask.view(*rows.mask.shape, *[1] * (by_client.dim() - 2))
         number = counts.sum(over, keepdim=True)
+        if by_client[0, 0, 0].numel() == 1 and number.min() < 2:
+            raise ValueError("normalisation over one value: a batch has a single sample")
         mean = (by_client * counts).sum(over, keepdim=True) / number
         centred = by_client - mean
         variance = (centred.square() * counts).sum(over, keepdim=True) / number
