@@ -88,7 +88,6 @@ def stepped(
     Logistic regression from zero; each canary has an input of its own and no other. Its gradient
     touches the weights of that input alone, and so do its logits: the canaries are trials apart.
     """
-    runs, canaries = 3, 1500
     inputs = np.eye(2 * canaries, dtype=np.float32)[canaries:] * 1e4
     targets = np.zeros(canaries, np.int64)
 
