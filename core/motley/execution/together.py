@@ -118,7 +118,8 @@ class _Opened:
         if task.kind is TaskKind.TRAIN:
             alone = not (algorithm.trains_together and context.workload.batchable)
         else:
-            own_model = task.kind is TaskKind.FINISH and algorithm.has_personal_models()
+            about_global = task.kind is TaskKind.EVALUATE and task.subject == "global"
+            own_model = algorithm.has_personal_models() and not about_global
             alone = own_model or task.subject == "both"
         if alone:
             return None
