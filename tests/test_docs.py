@@ -99,6 +99,16 @@ def test_the_example_of_a_run_file_is_valid() -> None:
     assert not unused, f"the complete example leaves out {unused}"
 
 
+# --- simulation.md -------------------------------------------------------------------------------
+
+
+def test_the_methods_that_train_together_are_named() -> None:
+    rows = re.findall(r"^\| (`.+`) \| (yes|no) \|", page("simulation.md"), flags=re.M)
+    found = {name: answer for names, answer in rows for name in re.findall(r"`(\w+)`", names)}
+    methods = {name: registry.find(name) for name in registry.names()}
+    assert found == {n: "yes" if m.trains_together else "no" for n, m in methods.items()}
+
+
 # --- control.md ----------------------------------------------------------------------------------
 
 
