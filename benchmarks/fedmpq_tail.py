@@ -35,6 +35,8 @@ from motley.wire import PayloadReader
 from motley.workload import DataSpec, Split
 
 RATE = 0.1
+SCHEDULE = Schedule(rounds=12)
+"""Of the figures in docs/algorithms.md."""
 SAMPLES = 512
 """Training images that statistics are taken from anew."""
 Tensors = dict[str, npt.NDArray[np.generic]]
@@ -43,7 +45,7 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 def trained(tail: str, partition: str, seed: int, folder: str) -> tuple[Tensors, float]:
     """Return the global model of a run, and the mean bytes of an update."""
     method = replace(METHODS["fedmpq"], settings={**METHODS["fedmpq"].settings, "tail": tail})
-    text = run_file(method, rate=RATE, seed=seed, schedule=Schedule(), folder=folder)
+    text = run_file(method, rate=RATE, seed=seed, schedule=SCHEDULE, folder=folder)
     data = f"{folder}?clients={{clients}}&client={{client}}{PARTITIONS[partition]}&seed={seed}"
     with tempfile.TemporaryDirectory() as directory:
         result = simulate(

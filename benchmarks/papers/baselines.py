@@ -120,7 +120,8 @@ CHOSEN: Mapping[str, Settings] = {
     "ProxQuant, 1 bit, alone": {"learning_rate": 0.4, "scale": "magnitude"},
     "BinaryRelax, 1 bit, alone": {"learning_rate": 0.4, "growth": 2.0},
 }
-"""What `--tune` found best."""
+"""What `--tune` found best; of "Federated Mutual Learning" it scored rates that are too high alone,
+and 0.2 is what suits training alone (docs/results/baselines.md)."""
 
 
 def run_file(method: Method, settings: Settings, data: str, clients: int, seed: int) -> str:
