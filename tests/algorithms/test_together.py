@@ -104,12 +104,34 @@ class Tied(nn.Module):
         return out
 
 
+class Bypassing(nn.Module):
+    """Uses a layer's weight without the layer, below a last layer that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Linear(64, 16, bias=False), nn.Linear(16, 10)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(nn.functional.linear(x.flatten(1), self.first.weight))
+        out: torch.Tensor = self.fc(hidden)
+        return out
+
+
 def flat_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
 
 
 DIGITS = Digits()
-OWN = Own(flat_norm=flat_norm, normed=Normed, layered=Layered, mixing=Mixing, tied=Tied)
+OWN = Own(
+    flat_norm=flat_norm,
+    normed=Normed,
+    layered=Layered,
+    mixing=Mixing,
+    tied=Tied,
+    bypassing=Bypassing,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +144,7 @@ OWN = Own(flat_norm=flat_norm, normed=Normed, layered=Layered, mixing=Mixing, ti
         (OWN, "layered", "mapped"),
         (OWN, "mixing", ""),
         (OWN, "tied", ""),
+        (OWN, "bypassing", "mapped"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -225,8 +225,10 @@ def _tried(
     else:
         forms = ("folded", "mapped")
     # Distinct models, whatever the states: a form that mixes clients up must show it.
+    trained = {name for name, _ in modules[0].named_parameters()}
     different = [
-        {n: _scaled(values, 1 + k) for n, values in state.items()} for k, state in enumerate(states)
+        {n: _scaled(_shown(v) if n in trained else v, 1 + k) for n, v in state.items()}
+        for k, state in enumerate(states)
     ]
     for module, state in zip(modules, different, strict=True):
         load_tensors(module, state)
@@ -248,6 +250,14 @@ def _shares_parameters(module: torch.nn.Module) -> bool:
     """Tell whether a parameter has two names, as tied weights have."""
     names = sum(1 for _ in module.named_parameters(remove_duplicate=False))
     return names != sum(1 for _ in module.parameters())
+
+
+def _shown(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return a tensor, or small values where it is all zeros: those would hide what lies below."""
+    if values.any() or not np.issubdtype(values.dtype, np.floating):
+        return values
+    pattern = 0.02 * (np.arange(values.size) % 5 - 2.0)
+    return pattern.reshape(values.shape).astype(values.dtype)
 
 
 def _scaled(values: npt.NDArray[np.generic], factor: int) -> npt.NDArray[np.generic]:
