@@ -86,7 +86,7 @@ def models(record: Mapping[str, Any]) -> list[str]:
     return [e["state_after"] for e in record["history"]]
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "quped", "local", "fedmpq"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "quped", "local", "fedmpq", "uveqfed"])
 def test_a_batched_run_measures_what_one_by_one_does(algorithm: str) -> None:
     """Few steps: rounding has no time to grow. FedMPQ has no batched form and is equal."""
     text = run(algorithm=algorithm, clients=4, rules="count = 3", sections=SECTIONS[algorithm])
@@ -101,7 +101,13 @@ def test_a_batched_run_measures_what_one_by_one_does(algorithm: str) -> None:
 
 
 PHONE = '[[tiers]]\nname = "phone"\nvariant = "cnn1"\nbits = 2\n'
-SECTIONS = {"fedavg": "", "quped": PHONE, "local": PHONE, "fedmpq": PHONE.replace("variant", "#")}
+SECTIONS = {
+    "fedavg": "",
+    "quped": PHONE,
+    "local": PHONE,
+    "fedmpq": PHONE.replace("variant", "#"),
+    "uveqfed": '[[tiers]]\nname = "any"\nup_bits = 8\n',
+}
 
 SEEDS = range(5)
 
@@ -150,3 +156,26 @@ def test_a_workload_that_fails_for_one_client_fails_for_that_one_alone() -> None
         "client-2": "counted",
     }
     assert "no such class" in cohort["client-1"]["reason"]
+
+
+class Untestable(Failing):
+    """Test samples that break the loss, of one client."""
+
+    def load(self, spec: DataSpec) -> LocalData:
+        data = Digits.load(self, spec)
+        if spec.options["client"] == "1":
+            data.test.targets[:] = 99
+        return data
+
+
+def test_test_samples_that_fail_a_client_fail_that_one_alone() -> None:
+    text = run(clients=3, rounds=1).replace('name = "digits"', 'name = "failing"')
+    result = simulate(text, mappings={"failing": "test_batches:Untestable"}, batch=3)
+    tested = next(e for e in result.record["history"] if e["kind"] == "evaluate")
+    assert {name: c["status"] for name, c in tested["clients"].items()} == {
+        "client-0": "done",
+        "client-1": "failed",
+        "client-2": "done",
+    }
+    finished = {c["name"]: "finish" in c["metrics"] for c in result.record["clients"]}
+    assert finished == {"client-0": True, "client-1": False, "client-2": True}

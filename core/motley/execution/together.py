@@ -28,7 +28,6 @@ from motley.execution.executor import (
     is_protected,
     personal_state,
 )
-from motley.plan import FULL_PRECISION
 from motley.privacy.ledger import PrivacyStore
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
@@ -156,8 +155,8 @@ class _Opened:
 
 def _plan_key(task: TaskSpec) -> Hashable:
     """Return what a group trains; how updates travel is each client's own."""
-    plan = replace(task.plan, up_bits=FULL_PRECISION, down_bits=FULL_PRECISION)
-    trained = json.dumps(plan.to_json(), sort_keys=True)
+    plan = {**task.plan.to_json(), "up_bits": None, "down_bits": None}
+    trained = json.dumps(plan, sort_keys=True)
     return task.algorithm, task.global_variant, task.round, trained
 
 
@@ -219,7 +218,10 @@ def _evaluate(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
 
 
 def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
-    """Pack the one model that all clients of a group end with, and test it for each."""
+    """Pack the one model that all clients of a group end with, and test it for each.
+
+    Nothing is returned where that fails.
+    """
     first, *others = group
     source = first.assignment.model
     try:
@@ -228,21 +230,24 @@ def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
         )
         for other in others:
             shutil.copyfile(source, other.assignment.model)
-    except Exception as error:
-        return {entry.number: error for entry in group}
+    except Exception as error:  # one by one it shows whose fault it is
+        log.warning("not_finished_together", run=first.context.task.run_name, reason=repr(error))
+        return {}
     return _scored(group, *packed)
 
 
 def _scored(
     group: Sequence[_Entry], variant: str, tensors: Tensors, more: Mapping[str, float]
 ) -> dict[int, Outcome | Exception]:
+    """Test one model on the samples of all; nothing is returned where that fails."""
     began = time.monotonic()
     try:
         scores = group[0].assignment.executor.score_for_all(
             variant, tensors, [entry.context.data.test for entry in group]
         )
-    except Exception as error:
-        return {entry.number: error for entry in group}
+    except Exception as error:  # one by one it shows whose fault it is
+        log.warning("not_tested_together", run=group[0].context.task.run_name, reason=repr(error))
+        return {}
     seconds = (time.monotonic() - began) / len(group)
     return {
         entry.number: Outcome(
