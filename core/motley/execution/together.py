@@ -25,9 +25,9 @@ from motley.execution.executor import (
     Outcome,
     PersonalStore,
     finite_metrics,
-    is_protected,
     personal_state,
 )
+from motley.execution.protection import is_protected
 from motley.privacy.ledger import PrivacyStore
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
