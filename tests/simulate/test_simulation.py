@@ -154,6 +154,19 @@ def test_a_run_that_is_not_over_is_not_passed_over(tmp_path: Path) -> None:
         simulate(run(rounds=3), directory=tmp_path)
 
 
+def test_models_that_are_not_written_yet_are_not_left_to_another_run(tmp_path: Path) -> None:
+    first = run(algorithm="local")
+    with pytest.raises(KeyboardInterrupt):
+        simulate(first, directory=tmp_path, watcher=StopAt(10))
+    other = run(algorithm="local", rounds=3)
+    with pytest.raises(SimulationError, match="which is finished but for models of clients"):
+        simulate(other, directory=tmp_path)
+    assert simulate(first, directory=tmp_path).status == "finished"
+    assert simulate(other, directory=tmp_path).status == "finished"
+    models = [path.name for path in (tmp_path / "simulation").glob("*/models/*.motley")]
+    assert sorted(models) == sorted(2 * [f"client-{number}.motley" for number in range(3)])
+
+
 # --- rounds ----------------------------------------------------------------------------------
 
 
