@@ -26,7 +26,7 @@ from fedclient.pipes import claim_standard_streams
 from fedclient.privacy import PrivacyFiles
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
-from motley.errors import MotleyError
+from motley.errors import MotleyError, WithheldError
 from motley.failures import is_permanent
 from motley.messages import task_from_proto
 from motley.task import TaskSpec
@@ -120,7 +120,8 @@ def failure(error: Exception, memory_limit: int, *, may_restart: bool) -> Failed
     `may_restart`: the run lets this client go on with a fresh personal state.
     """
     peak = peak_bytes()
-    if isinstance(error, MotleyError):
+    hides_another = isinstance(error, WithheldError) and is_out_of_memory(error)
+    if isinstance(error, MotleyError) and not hides_another:
         code, message = error.code, str(error)
     elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
         code, message = StorageError.code, f"the device's storage failed: {error}"

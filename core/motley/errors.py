@@ -99,6 +99,12 @@ class PrivacyBudgetError(PrivacyError):
     code = "privacy_budget"
 
 
+class WithheldError(MotleyError):
+    """Code of a workload failed in a private task; what it said stays on the device."""
+
+    code = "crash"
+
+
 class PrivacyLedgerError(PrivacyError):
     """The record of what was spent is damaged or not whole, so that nothing may be spent."""
 

@@ -19,6 +19,10 @@ from motley.runfile import Aggregate
 Tile = npt.NDArray[np.floating]
 Reducer = Callable[[Tile, npt.NDArray[np.float64]], Tile]
 
+_AT_ONCE = 4096
+"""Coordinates of a sparse tile that are put in order together: places and weights of each client's
+value take six times what the value does."""
+
 
 def weighted_mean(values: Tile, weights: npt.NDArray[np.float64]) -> Tile:
     """Return sum_k w_k values[k] / sum_k w_k, in the dtype of `values`.
@@ -55,11 +59,13 @@ def reduce_present(
     for count in np.unique(senders):
         if not count:
             continue
-        columns = np.flatnonzero(senders == count)
-        # Those who sent a coordinate first, in order of name as before.
-        order = np.argsort(~present[:, columns], axis=0, kind="stable")[:count]
-        part = np.take_along_axis(values[:, columns], order, axis=0)
-        result[columns] = reducer(part, weights[order])
+        alike = np.flatnonzero(senders == count)
+        for start in range(0, alike.size, _AT_ONCE):
+            columns = alike[start : start + _AT_ONCE]
+            # Those who sent a coordinate first, in order of name as before.
+            order = np.argsort(~present[:, columns], axis=0, kind="stable")[:count]
+            part = np.take_along_axis(values[:, columns], order, axis=0)
+            result[columns] = reducer(part, weights[order])
     return result
 
 

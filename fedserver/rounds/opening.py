@@ -72,9 +72,28 @@ def begin(
     cohort = context.algorithm.select(candidates, int(wanted), rng, moment)
     if kind == "evaluate" and context.is_private:
         cohort = []  # the server's own data alone: what clients score is theirs
-    deadline = context.runfile.evaluate.deadline_seconds
-    if kind == "train":
-        deadline = context.runfile.round.deadline_seconds
+    round_id = _add_round(
+        engine, tx, run, context, kind, number, attempt, min(goal, len(cohort)), minimum
+    )
+    add_tasks(tx, run, context, cohort, moment, kind, attempt, round_id)
+    if run.reason:
+        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
+    return True
+
+
+def _add_round(
+    engine: Engine,
+    tx: Connection,
+    run: Any,
+    context: RunContext,
+    kind: str,
+    number: int,
+    attempt: int,
+    goal: int,
+    minimum: int,
+) -> int:
+    """Put a round on record, whose broadcasts are to be encoded yet; return its id."""
+    section = context.runfile.round if kind == "train" else context.runfile.evaluate
     inserted = tx.execute(
         insert(rounds).values(
             run=run.id,
@@ -82,9 +101,9 @@ def begin(
             kind=kind,
             attempt=attempt,
             status="opening",
-            goal=min(goal, len(cohort)),
+            goal=goal,
             minimum=minimum,
-            seconds_left=deadline,
+            seconds_left=section.deadline_seconds,
             opened=engine.clock.wall(),  # until its broadcasts are encoded
             state_before=run.state,
         )
@@ -92,10 +111,7 @@ def begin(
     assert inserted is not None
     round_id = int(inserted[0])
     engine.phases[round_id] = engine.clock.monotonic()
-    add_tasks(tx, run, context, cohort, moment, kind, attempt, round_id)
-    if run.reason:
-        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
-    return True
+    return round_id
 
 
 def moment_of(tx: Connection, run: Any, context: RunContext, number: int) -> Moment:

@@ -116,6 +116,9 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             except Exception:
                 presence.leave(arrival.name, arrival.session)  # not here without a record
                 raise
+            except asyncio.CancelledError:
+                presence.release(arrival)
+                raise
         reply = federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
         if request.working_on:
             reply.working_on_is_closed = not await self._database(

@@ -69,10 +69,14 @@ class Loop:
         """Training tasks done."""
 
     def wake(self, clients: Iterable[str]) -> None:
-        """Note clients that have new tasks."""
-        names = sorted(clients)
+        """Note clients that have new tasks.
+
+        Who waits yet is put in order anew: a round that closed leaves some waiting whose task is
+        over, and they must not come before those that answer first in the next one.
+        """
+        names = set(clients)
         if names:
-            self._waiting.extend(self._in_order(names))
+            self._waiting = deque(self._in_order(sorted(names.union(self._waiting))))
 
     def _in_order(self, names: list[str]) -> list[str]:
         """Return clients in the order in which they answer: by name, or drawn where some are left
@@ -210,8 +214,9 @@ class Loop:
                 elif one.task.kind is TaskKind.TRAIN:
                     updates.append((one, outcome))
                 else:
+                    told = {} if outcome.withheld else outcome.metrics  # as a device does
                     self._desk.report_result(
-                        one.task.client, one.task.task_id, outcome.metrics, outcome.seconds
+                        one.task.client, one.task.task_id, told, outcome.seconds
                     )
             self.trained += len(updates)
             self._send(updates)

@@ -32,12 +32,12 @@ from fedserver.simulate.progress import Silence, Watcher
 from fedserver.storage.database import lock_directory, open_database
 from fedserver.storage.open_files import allow_many_files
 from fedserver.storage.payloads import PayloadStore
-from fedserver.storage.schema import runs
+from fedserver.storage.schema import runs, tasks
 from motley import plugins
 from motley.algorithms import registry
 from motley.data.shared import sharing
 from motley.runfile import RunFile, parse
-from motley.wire.durable import unsynced
+from motley.wire.durable import replacing, unsynced
 from motley.workload import Workload
 
 log = get_logger()
@@ -185,13 +185,18 @@ class _Place:
         desk = RunDesk(self.engine)
         with self.engine.database.connect() as tx:
             rows = tx.execute(select(runs).order_by(runs.c.sequence.desc())).all()
+            at_work = select(tasks.c.run).where(tasks.c.status.in_(("offered", "taken")))
+            unfinished = set(tx.scalars(at_work.distinct()))
         row = next((row for row in rows if row.runfile == text), None)
         for other in rows:
+            # A finished run may have clients whose models are not written yet.
             over = other.status in ("finished", "stopped", "failed", "paused")
+            over = over and other.id not in unfinished
             if not over and (row is None or other.id != row.id):
+                missing = " but for models of clients" if other.status == "finished" else ""
                 raise SimulationError(
-                    f"{self._root} holds run {other.name} ({other.id}), which is {other.status}; "
-                    f"finish it with the command that began it, or give another --data"
+                    f"{self._root} holds run {other.name} ({other.id}), which is {other.status}"
+                    f"{missing}; finish it with the command that began it, or give another --data"
                 )
         run_id = row.id if row is not None else desk.submit(text, source)
         self._check_setting(run_id, is_new=row is None)
@@ -204,7 +209,8 @@ class _Place:
         folder.mkdir(parents=True, exist_ok=True)
         path, mine = folder / "setting.json", self._setting.to_json()
         if not path.exists():
-            path.write_text(json.dumps(mine))
+            with replacing(path) as stream:  # whole, or a killed simulation could not go on
+                stream.write(json.dumps(mine).encode())
         elif json.loads(path.read_text()) != json.loads(json.dumps(mine)):
             raise SimulationError(
                 f"run {run_id} in {self._root} was begun with other clients, another --batch or "

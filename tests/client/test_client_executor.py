@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from fedclient.personal import PersonalFiles
 from fedclient.protocol import Done, Failed, Job, Setup, read_reply
 from fedclient.worker import TrainingProcess, failure
-from motley.errors import LostStateError, PlanError
+from motley.errors import LostStateError, PlanError, WithheldError
 from motley.execution.executor import Executor, Outcome
 from motley.plan import Plan
 from motley.task import TaskKind, TaskSpec
@@ -92,6 +92,13 @@ def test_a_lost_state_ends_the_membership_only_where_the_run_excludes(tmp_path, 
 def test_other_permanent_failures_do_not_depend_on_the_policy():
     assert failure(PlanError("no such unit"), 0, may_restart=True).permanent
     assert not failure(ValueError("a user's mistake"), 0, may_restart=False).permanent
+
+
+def test_a_private_task_that_runs_out_of_memory_says_so():
+    hidden = WithheldError("RuntimeError in a private task")
+    assert failure(hidden, 0, may_restart=True).code == "crash"
+    hidden.__cause__ = MemoryError()
+    assert failure(hidden, 0, may_restart=True).code == "out_of_memory"
 
 
 class Unmeasurable(Linear):

@@ -11,7 +11,7 @@ import torch
 from private_cases import KEY, LDP_SGD, RELEASE, SEED, Points, first_model, flat, task, train
 
 from motley.algorithms.base import Broadcast
-from motley.errors import PrivacyError
+from motley.errors import PrivacyError, WithheldError
 from motley.execution.executor import Executor
 from motley.models.units import load_tensors
 from motley.privacy.ledger import MemoryStore
@@ -291,6 +291,24 @@ def test_scores_are_not_sent_in_a_private_run_and_stay_on_the_device(tmp_path) -
     assert outcome.withheld
     assert "accuracy" in outcome.metrics, "the owner may know"
     assert not store.entries()
+
+
+class Talkative(Points):
+    """A workload whose failure quotes a record."""
+
+    def loss(self, outputs, targets):
+        raise KeyError("diagnosis of record 17")
+
+
+@pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.FINISH])
+def test_what_a_workload_says_of_its_failure_stays_on_the_device(tmp_path, kind) -> None:
+    spec = task(RELEASE, kind=kind)
+    with pytest.raises(WithheldError, match="KeyError in a private task") as found:
+        execute(tmp_path, spec, MemoryStore(KEY), Talkative())
+    assert "diagnosis" not in str(found.value)
+    plain = task({"weighting": "uniform", "local_steps": 3}, kind=kind)
+    with pytest.raises(KeyError, match="record 17"):
+        execute(tmp_path, plain, MemoryStore(KEY), Talkative())
 
 
 @pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE])

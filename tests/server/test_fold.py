@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from fedserver.aggregation.fold import Contribution, fold
-from fedserver.aggregation.reducers import Reducer, median, weighted_mean
+from fedserver.aggregation.reducers import Reducer, median, reduce_present, weighted_mean
 from fedserver.errors import AggregationError
 from motley.models.units import TensorInfo, UnitTable
 from motley.wire import (
@@ -176,6 +176,21 @@ def test_memory_does_not_grow_with_clients(tmp_path: Path, clients: int) -> None
 
 
 # --- sparse updates ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [weighted_mean, median])
+def test_a_sparse_tile_takes_little_more_than_the_values(rule: Reducer) -> None:
+    clients, size = 64, 65_536
+    values = np.ones((clients, size), np.float32)
+    present = np.ones((clients, size), np.bool_)
+    present[::2, ::3] = False
+    old = np.zeros(size, np.float32)
+    tracemalloc.start()
+    result = reduce_present(rule, values, np.ones(clients), present, old)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (result == 1).all()
+    assert peak < values.nbytes
 
 
 def sparse(path: Path, tensors: Tensors, bits: npt.NDArray[np.bool_]) -> Contribution:

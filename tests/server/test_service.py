@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedserver.client import ControlError, Operator
 from fedserver.listeners import check_address
+from fedserver.rounds.engine import Engine
+from fedserver.rounds.presence import Arrival
 from fedserver.serve import serve
 from motley.wire import PayloadReader, TensorRow, TensorTable, encode_dense, write_payload
 from motley.wire.stubs import common_pb2, federation_pb2, federation_pb2_grpc
@@ -317,14 +320,39 @@ def test_odd_check_ins_are_refused(tmp_path: Path) -> None:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         # The waiting connection broke: the name is free at once.
-        for _ in range(100):
-            try:
-                await rig.check_in("c0", session="another", timeout=0.2)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    return
-            await asyncio.sleep(0.02)
-        raise AssertionError("the name was never freed")
+        await until_free(rig, "c0")
+
+    scenario(body, tmp_path)
+
+
+async def until_free(rig: Rig, name: str) -> None:
+    """Return once another device may take a client's name."""
+    for _ in range(100):
+        try:
+            await rig.check_in(name, session="another", timeout=0.2)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the name was never freed")
+
+
+def test_a_check_in_that_breaks_off_before_it_is_on_record_frees_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, enrol = threading.Event(), Engine.enrol
+
+    def slow(engine: Engine, *arrivals: Arrival) -> None:
+        free.wait(20)
+        enrol(engine, *arrivals)
+
+    monkeypatch.setattr(Engine, "enrol", slow)
+
+    async def body(rig: Rig) -> None:
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
+            await rig.check_in("c0", timeout=0.3)
+        free.set()
+        await until_free(rig, "c0")
 
     scenario(body, tmp_path)
 

@@ -168,3 +168,26 @@ def test_a_workload_that_fails_for_one_client_fails_for_that_one_alone() -> None
         "client-2": "counted",
     }
     assert "no such class" in cohort["client-1"]["reason"]
+
+
+class Untestable(Failing):
+    """Test samples that break the loss, of one client."""
+
+    def load(self, spec: DataSpec) -> LocalData:
+        data = Digits.load(self, spec)
+        if spec.options["client"] == "1":
+            data.test.targets[:] = 99
+        return data
+
+
+def test_test_samples_that_fail_a_client_fail_that_one_alone() -> None:
+    text = run(clients=3, rounds=1).replace('name = "digits"', 'name = "failing"')
+    result = simulate(text, mappings={"failing": "test_batches:Untestable"}, batch=3)
+    tested = next(e for e in result.record["history"] if e["kind"] == "evaluate")
+    assert {name: c["status"] for name, c in tested["clients"].items()} == {
+        "client-0": "done",
+        "client-1": "failed",
+        "client-2": "done",
+    }
+    finished = {c["name"]: "finish" in c["metrics"] for c in result.record["clients"]}
+    assert finished == {"client-0": True, "client-1": False, "client-2": True}

@@ -39,6 +39,7 @@ def states(algorithm: str, settings: str, folder: Path | None = None, seed: int 
     assert record["status"] == "finished", record["reason"]
     assert "held_out_accuracy" in record["history"][-1]["metrics"]
     assert all(not entry["metrics"] for entry in record["history"] if entry["kind"] == "train")
+    assert not any(client["metrics"].get("finish") for client in record["clients"])
     return [entry["state_after"] for entry in record["history"] if entry["kind"] == "train"]
 
 

@@ -154,22 +154,55 @@ def test_a_run_that_is_not_over_is_not_passed_over(tmp_path: Path) -> None:
         simulate(run(rounds=3), directory=tmp_path)
 
 
+def test_models_that_are_not_written_yet_are_not_left_to_another_run(tmp_path: Path) -> None:
+    first = run(algorithm="local")
+    with pytest.raises(KeyboardInterrupt):
+        simulate(first, directory=tmp_path, watcher=StopAt(10))
+    other = run(algorithm="local", rounds=3)
+    with pytest.raises(SimulationError, match="which is finished but for models of clients"):
+        simulate(other, directory=tmp_path)
+    assert simulate(first, directory=tmp_path).status == "finished"
+    assert simulate(other, directory=tmp_path).status == "finished"
+    models = [path.name for path in (tmp_path / "simulation").glob("*/models/*.motley")]
+    assert sorted(models) == sorted(2 * [f"client-{number}.motley" for number in range(3)])
+
+
 # --- rounds ----------------------------------------------------------------------------------
 
 
 def test_over_selection_counts_those_that_answer_first_in_a_drawn_order() -> None:
     text = run(clients=6, rounds=6, rules="count = 2\nover_select = 2")
     result = simulate(text)
-    counted = [
-        tuple(name for name, c in e["clients"].items() if c["status"] == "counted")
-        for e in result.record["history"]
-        if e["kind"] == "train"
-    ]
+    counted = counted_in(result.record)
     assert all(len(names) == 2 for names in counted)
     cohorts = [sorted(e["clients"]) for e in result.record["history"] if e["kind"] == "train"]
     assert any(list(names) != cohort[:2] for names, cohort in zip(counted, cohorts, strict=True))
     assert models(simulate(text).record) == models(result.record)
     assert result.client_steps == 6 * 2 * 2, "whoever is too late anyway is spared the work"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_who_was_left_over_in_one_round_does_not_lead_the_next(tmp_path: Path, batch: int) -> None:
+    text = run(clients=6, rounds=4, rules="count = 3\nover_select = 2")
+    whole = simulate(text, batch=batch)
+    counted = counted_in(whole.record)
+    assert len(set(counted)) > 2, "the others of one round would else be all of the next one's"
+    for answers in (2, 4, 7):
+        folder = tmp_path / str(answers)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(text, directory=folder, batch=batch, watcher=StopAt(answers))
+        again = simulate(text, directory=folder, batch=batch)
+        assert counted_in(again.record) == counted
+        assert models(again.record) == models(whole.record)
+
+
+def counted_in(record: Any) -> list[tuple[str, ...]]:
+    """Return the clients that were counted in each training round."""
+    return [
+        tuple(name for name, c in e["clients"].items() if c["status"] == "counted")
+        for e in record["history"]
+        if e["kind"] == "train"
+    ]
 
 
 def test_a_round_has_no_deadline() -> None:

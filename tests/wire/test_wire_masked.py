@@ -1,6 +1,7 @@
 """The encoding `masked`: masks in every form, values under them, what is refused."""
 
 import struct
+import tracemalloc
 
 import numpy as np
 import numpy.testing as npt
@@ -234,7 +235,8 @@ SPARSE = np.isin(np.arange(30_000), PLACES)
         (BitMask.of(BITS), 20, 18, b"\xff", "unused bits"),
         (BitMask.of(BITS), 20, 19, b"\x01", "padding behind a mask"),
         (GapMask.of(SPARSE), 30_000, 16, b"\x09", "as many elements"),
-        (GapMask.of(SPARSE), 30_000, 16, b"\xff\xff", "within its gaps"),
+        (GapMask.of(SPARSE), 30_000, 16, b"\x0d", "less than 1 or more than 3 bytes"),
+        (GapMask.of(SPARSE), 30_000, 16, b"\x03", "less than 1 or more than 3 bytes"),
         (GapMask.of(SPARSE), 30_000, 20, b"\x80", "more bytes than it needs"),
         (GapMask.of(SPARSE), 30_000, 22, b"\xc6\x00", "more bytes than it needs"),
         (GapMask.of(SPARSE), 30_000, 26, b"\x81", "end within a number"),
@@ -272,6 +274,20 @@ def test_few_bytes_claim_no_memory_without_a_table():
     header = struct.pack("<6sBBIIQ32s", b"MOTLEY", 1, 0, 1, len(entry), 24, bytes(32))
     with pytest.raises(PayloadError, match="without a tensor table"):
         PayloadReader(header + entry + huge.segment.tobytes())
+
+
+def test_gaps_of_one_element_do_not_take_a_multiple_of_the_payload():
+    """Where one tile claims a whole payload of gaps, they are refused before they are unpacked."""
+    size = 1 << 20
+    head = struct.pack("<Q4BII", 1, 1, 0, 0, 0, 1, size)
+    segment = np.frombuffer(head + bytes(size), np.uint8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadError, match="more than 3 bytes"):
+            EncodedTensor(Masked(2), (TILE,), "float32", segment).decode()
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_cannot_be_encoded():

@@ -22,11 +22,11 @@ from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors, Trained
-from motley.errors import LostStateError, PlanError, PrivacyError, TrainingError
+from motley.errors import LostStateError, PlanError, TrainingError
 from motley.execution.encoding import encode_update
+from motley.execution.protection import covered, is_protected, withholding
 from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.privacy.ledger import PrivacyStore, TaskPrivacy
-from motley.privacy.settings import guarantee_of
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
 from motley.training.evaluation import evaluate_all
@@ -114,13 +114,14 @@ class Executor:
             PlanError: the plan asks for what this workload does not have.
             PrivacyError: the task would break a guarantee, or spend more than a budget holds.
             TrainingError: the loss or an updated value is not finite.
+            WithheldError: the workload's code failed in a private task.
         """
         started = time.monotonic()
         algorithm = registry.find(task.algorithm).configure(task.plan.settings)
         context = self.context(task, progress, privacy)
         withheld = is_protected(algorithm, context)
         state, restarted = personal_state(algorithm, task, personal)
-        with ExitStack() as stack:
+        with ExitStack() as stack, withholding(withheld):
             received = self.open(task, broadcast, stack)
             outcome = self._do(algorithm, context, received, state, personal, update, model)
         return replace(
@@ -164,7 +165,7 @@ class Executor:
             numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
         )
         if task.kind is TaskKind.TRAIN:
-            trained = _covered(algorithm, context, algorithm.train(context, received, state))
+            trained = covered(algorithm, context, algorithm.train(context, received, state))
             return self.keep(task, trained, received, personal, update)
         if task.kind is TaskKind.EVALUATE:
             return self._evaluate(algorithm, context, received, state)
@@ -282,45 +283,6 @@ class Executor:
         load_tensors(module, tensors)
         module.to(self._device)
         return evaluate_all(module, self._workload, splits, self._device)
-
-
-def is_protected(algorithm: Algorithm, context: ClientContext) -> bool:
-    """Return whether only what a guarantee covers may leave this device.
-
-    Raises:
-        PrivacyError: the task would send something else, or there is no ledger to spend from.
-    """
-    task, privacy = context.task, context.privacy
-    is_private = guarantee_of(algorithm.settings, task.rounds) is not None
-    if is_private and privacy is None:
-        raise PrivacyError(f"run {task.run_name} is private, and no privacy ledger is kept here")
-    if not is_private and (privacy is None or not privacy.is_protected):
-        return False
-    if task.kind is TaskKind.TRAIN and not is_private:
-        raise PrivacyError(
-            f"run {task.run_name} trains without differential privacy, and this device takes part "
-            f"in private runs alone: its owner set a privacy budget, or the run was private before"
-        )
-    if task.kind is TaskKind.EVALUATE:
-        raise PrivacyError(
-            f"run {task.run_name} asks for scores on this device's data, which no privacy budget "
-            f"covers; evaluate on the server's own data (evaluate.held_out)"
-        )
-    return True
-
-
-def _covered(algorithm: Algorithm, context: ClientContext, trained: Trained) -> Trained:
-    """Return what of a training task may leave this device: all, where the run is not private.
-
-    Raises:
-        PrivacyError: the run is private, and nothing was spent on noise.
-    """
-    if guarantee_of(algorithm.settings, context.task.rounds) is None:
-        return trained
-    if context.privacy is None or not context.privacy.has_spent:
-        raise PrivacyError(f"{algorithm.name} trained without the noise that it promised")
-    # Sample counts and losses are data, and no noise is on them.
-    return replace(trained, samples=0, metrics={})
 
 
 def personal_state(

@@ -25,9 +25,9 @@ from motley.execution.executor import (
     Outcome,
     PersonalStore,
     finite_metrics,
-    is_protected,
     personal_state,
 )
+from motley.execution.protection import is_protected
 from motley.privacy.ledger import PrivacyStore
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
@@ -218,7 +218,10 @@ def _evaluate(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
 
 
 def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
-    """Pack the one model that all clients of a group end with, and test it for each."""
+    """Pack the one model that all clients of a group end with, and test it for each.
+
+    Nothing is returned where that fails.
+    """
     first, *others = group
     source = first.assignment.model
     try:
@@ -227,21 +230,24 @@ def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
         )
         for other in others:
             shutil.copyfile(source, other.assignment.model)
-    except Exception as error:
-        return {entry.number: error for entry in group}
+    except Exception as error:  # one by one it shows whose fault it is
+        log.warning("not_finished_together", run=first.context.task.run_name, reason=repr(error))
+        return {}
     return _scored(group, *packed)
 
 
 def _scored(
     group: Sequence[_Entry], variant: str, tensors: Tensors, more: Mapping[str, float]
 ) -> dict[int, Outcome | Exception]:
+    """Test one model on the samples of all; nothing is returned where that fails."""
     began = time.monotonic()
     try:
         scores = group[0].assignment.executor.score_for_all(
             variant, tensors, [entry.context.data.test for entry in group]
         )
-    except Exception as error:
-        return {entry.number: error for entry in group}
+    except Exception as error:  # one by one it shows whose fault it is
+        log.warning("not_tested_together", run=group[0].context.task.run_name, reason=repr(error))
+        return {}
     seconds = (time.monotonic() - began) / len(group)
     return {
         entry.number: Outcome(

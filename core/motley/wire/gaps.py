@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from motley.errors import PayloadError
 
-_LONGEST = 3
+LONGEST = 3
 """Bytes of the longest gap inside a tile: 16 bits in groups of 7."""
 
 
@@ -17,7 +17,7 @@ def write_gaps(places: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
     sizes = 1 + (gaps >= 1 << 7) + (gaps >= 1 << 14)
     ends = np.cumsum(sizes)
     out = np.empty(int(ends[-1]) if ends.size else 0, np.uint8)
-    for place in range(_LONGEST):
+    for place in range(LONGEST):
         there = sizes > place
         group = gaps[there] >> 7 * place & 0x7F
         group[sizes[there] > place + 1] |= 0x80
@@ -32,10 +32,10 @@ def read_gaps(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         raise PayloadError("the gaps of a tile end within a number")
     starts = np.concatenate([np.zeros(min(1, ends.size), np.intp), ends[:-1] + 1])
     sizes = ends - starts + 1
-    if sizes.size and (sizes.max() > _LONGEST or (data[ends][sizes > 1] == 0).any()):
+    if sizes.size and (sizes.max() > LONGEST or (data[ends][sizes > 1] == 0).any()):
         raise PayloadError("a gap takes more bytes than it needs")
     gaps = np.zeros(sizes.size, np.int64)
-    for place in range(_LONGEST):
+    for place in range(LONGEST):
         there = sizes > place
         gaps[there] |= (data[starts[there] + place] & 0x7F).astype(np.int64) << 7 * place
     return np.cumsum(gaps + 1) - 1

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from motley.errors import EncodingError, PayloadError
 from motley.wire.encoding import Array, Bytes
-from motley.wire.gaps import read_gaps, write_gaps
+from motley.wire.gaps import LONGEST, read_gaps, write_gaps
 from motley.wire.packing import TILE
 
 Bools = npt.NDArray[np.bool_]
@@ -179,6 +179,9 @@ class GapMask(Mask):
         count = _tile_count(size)
         counts, lengths = _numbers(head, 0, count), _numbers(head, 4 * count, count)
         _check_counts(counts, size, kept)
+        # Before any of it is unpacked, which takes a multiple of its bytes.
+        if ((lengths < counts) | (lengths > np.uint32(LONGEST) * counts)).any():
+            raise PayloadError(f"a tile's gaps take less than 1 or more than {LONGEST} bytes each")
         end = 8 * count + int(lengths.sum(dtype=np.int64))
         if end > head.size:
             raise PayloadError("a segment ends within its gaps")
