@@ -33,14 +33,14 @@ ROWS = (
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "fedmpq-resnets.md"
 HEAD = (
     "# FedMPQ on ResNet-20 and ResNet-44, reduced\n\n"
-    "`python benchmarks/fedmpq_resnets.py --data FOLDER --rounds {rounds}`: CIFAR-10, equal shares of "
-    "all classes, ten clients with budgets 2, 2, 4, 4, 4, 6, 6, 6, 8, 8, {rounds} rounds of {steps} "
-    "steps of {batch} images, learning rate 0.1, momentum 0.9, one seed, no augmentation.\n"
-    "**The paper trains 50 rounds of 5 epochs**: these rows show that the networks learn (chance is "
-    "10 %) and what travels, and nothing about the order of methods. The full schedule needs a GPU "
+    "`python benchmarks/fedmpq_resnets.py --data FOLDER --rounds {rounds}`: CIFAR-10, equal shares "
+    "of all classes, ten clients with budgets 2, 2, 4, 4, 4, 6, 6, 6, 8, 8, {rounds} rounds of "
+    "{steps} steps of {batch} images, learning rate 0.1, momentum 0.9, one seed, no augmentation.\n"
+    "**The paper trains 50 rounds of 5 epochs**: these rows show that the networks learn (chance "
+    "is 10 %) and what travels, and nothing about the order of methods. The full schedule needs a GPU "
     "and was not run.\n\n"
-    "| network | method | held-out accuracy, % after {half} and {rounds} rounds | KB up a client and "
-    "round, least / mean / most | mean over fp32 |\n|---|---|---|---|---|\n"
+    "| network | method | held-out accuracy, % after {half} and {rounds} rounds | KB up a client "
+    "and round, least / mean / most | mean over fp32 |\n|---|---|---|---|---|\n"
 )
 
 
