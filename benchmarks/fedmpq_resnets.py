@@ -37,8 +37,8 @@ HEAD = (
     "of all classes, ten clients with budgets 2, 2, 4, 4, 4, 6, 6, 6, 8, 8, {rounds} rounds of "
     "{steps} steps of {batch} images, learning rate 0.1, momentum 0.9, one seed, no augmentation.\n"
     "**The paper trains 50 rounds of 5 epochs**: these rows show that the networks learn (chance "
-    "is 10 %) and what travels, and nothing about the order of methods. The full schedule needs a GPU "
-    "and was not run.\n\n"
+    "is 10 %) and what travels, and nothing about the order of methods. The full schedule needs a "
+    "GPU and was not run.\n\n"
     "| network | method | held-out accuracy, % after {half} and {rounds} rounds | KB up a client "
     "and round, least / mean / most | mean over fp32 |\n|---|---|---|---|---|\n"
 )
