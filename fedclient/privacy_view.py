@@ -62,7 +62,7 @@ def as_text(record: dict[str, Any]) -> str:
     bound = f"of {budget['epsilon']:g}" if budget else "(no budget set)"
     lines = [
         f"{record['state']}",
-        f"  all runs, one record: epsilon {record['spent_epsilon']:.4g} {bound} "
+        f"  all private runs, one record: epsilon {record['spent_epsilon']:.4g} {bound} "
         f"at delta {record['delta']:g}, {record['tasks']} tasks",
     ]
     for run in record["runs"]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from structlog.stdlib import get_logger
+
 from fedserver.rounds.context import RunContext
 from fedserver.rounds.presence import Arrival, Profile
 from motley.plan import FULL_PRECISION
 from motley.runfile import Tier, When
 from motley.wire import VERSION as WIRE_VERSION
+
+log = get_logger()
 
 GIB = 1024**3
 
@@ -89,8 +93,13 @@ def _holds(when: When, profile: Profile) -> bool:
 
 def frozen(context: RunContext, arrival: Arrival) -> dict[str, Any]:
     """Return the row of `members` of a client that a run can take, as it is frozen."""
-    tier = tier_for(context, arrival.profile)
+    tier, named = tier_for(context, arrival.profile), arrival.profile.tier
     assert tier is not None
+    if named and named != tier.name:
+        # Another run's tier, or a misspelt one: the operator should see what it became.
+        log.warning(
+            "tier_unknown", run=context.id, client=arrival.name, named=named, taken=tier.name
+        )
     return {
         "run": context.id,
         "client": arrival.name,

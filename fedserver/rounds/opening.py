@@ -14,7 +14,7 @@ from fedserver.rounds.coverage import warn_of_uncovered
 from fedserver.rounds.jobs import Form, OpenJob
 from fedserver.rounds.membership import refusal
 from fedserver.rounds.presence import PRESENT_SECONDS
-from fedserver.storage.schema import members, rounds, runs, tasks
+from fedserver.storage.schema import clients, members, rounds, runs, tasks
 from motley.algorithms.base import Member, Moment
 from motley.plan import Plan
 from motley.seeding import numpy_generator
@@ -43,7 +43,8 @@ def begin(
         return True
     here = engine.presence.here(engine.clock.monotonic())
     candidates = [m for m in enrolled if m.name in here and not refusal(context, here[m.name])]
-    if len(candidates) < len(enrolled) and _just_started(engine):
+    away = {m.name for m in enrolled} - {m.name for m in candidates}
+    if _just_started(engine) and away - _put_aside(engine, tx):
         # Who takes part must not hang on who reconnects first after a restart.
         found = f"{len(candidates)} of {len(enrolled)} clients are back after the restart"
         return _wait(tx, run, f"round {number}: {found}")
@@ -133,6 +134,12 @@ def moment_of(tx: Connection, run: Any, context: RunContext, number: int) -> Mom
 
 def _just_started(engine: Engine) -> bool:
     return engine.clock.monotonic() - engine.started < PRESENT_SECONDS
+
+
+def _put_aside(engine: Engine, tx: Connection) -> set[str]:
+    """Return the clients that are not let in for a while: nobody need wait for them."""
+    aside = select(clients.c.name).where(clients.c.set_aside_until > engine.clock.wall())
+    return set(tx.scalars(aside))
 
 
 def _pause(engine: Engine, tx: Connection, run: Any, number: int, minimum: int) -> None:

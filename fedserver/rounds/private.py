@@ -18,7 +18,7 @@ def refuse_unplannable(runfile: RunFile) -> None:
     if set(promises(runfile)) - set(given_noise(runfile)) and not calibration.is_available():
         raise RunFileError(
             "settings.noise_multiplier: not given, and this server cannot plan it; install "
-            "dp-accounting there (pip install 'motley-fl[privacy]'), or give it"
+            "dp-accounting there (pip install dp-accounting), or give it"
         )
 
 

@@ -73,10 +73,13 @@ class Lines:
     def closed(self, found: Closed) -> None:
         """Print what came of a round."""
         why = f": {found.reason}" if found.reason else ""
+        said = (
+            f"{found.counted} clients, {sum(found.seconds.values()):.2f} s, "
+            f"{metrics_text(found.metrics)}"
+        )
         self._console.print(
             f"{self._name} round {found.round}/{self._rounds} {found.kind} {found.status}{why}: "
-            f"{found.counted} clients, {sum(found.seconds.values()):.2f} s, "
-            f"{metrics_text(found.metrics)}",
+            f"{said.rstrip(', ')}",
             highlight=False,
             soft_wrap=True,
         )

@@ -225,7 +225,8 @@ class _Place:
         setting, folder = self._setting, self._root / "simulation" / run_id
         finished = folder / "models"
         finished.mkdir(exist_ok=True)
-        personal = registry.find(setting.runfile.run.algorithm).keeps_personal_state
+        method = registry.find(setting.runfile.run.algorithm)
+        own_models = method.has_personal_models() or method.tiers_choose_bits
         self._loop = Loop(
             self.engine,
             self._payloads,
@@ -237,8 +238,8 @@ class _Place:
             ),
             ModelsHere(setting.workload, setting.device),
             run_id=run_id,
-            # Without personal models all clients end with the global one, which is kept once.
-            finished=finished if keep and personal else None,
+            # Where no client ends with a model of its own, the global one is kept once.
+            finished=finished if keep and own_models else None,
             batch=setting.batch,
             watcher=watcher,
         )

@@ -354,3 +354,24 @@ def test_the_tail_can_be_half_as_large() -> None:
     assert update["fc1.bias"].nbytes == 2 * 9
     module = VARIANT.build()
     load_tensors(module, decoded(update))
+
+
+@pytest.mark.parametrize("tail", ["fp32", "fp16"])
+def test_a_client_ends_with_the_global_model_at_its_own_widths(tail: str) -> None:
+    algorithm = FedMPQ.configure({**PLAIN, "tail": tail, "budget": 3.0, "allocation": "fixed"})
+    values = fresh_tensors(VARIANT, derive(SEED, "init", "mlp"))
+    who = context(algorithm, member("c0"), Moment(round=1, rounds=1, seed=SEED))
+    finished = algorithm.finish(who, Broadcast.of(values), None)
+    assert finished.variant == "mlp"
+    assert list(finished.model) == list(values)
+    for name, tensor in finished.model.items():
+        found = tensor.decode()
+        if name in LAYERS:
+            # Seven magnitudes and a sign: 3 planes and one, by the largest magnitude.
+            reach = np.abs(values[name]).max()
+            expected = np.rint(np.abs(values[name]) * 7 / reach) * np.sign(values[name]) * reach / 7
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+            assert tensor.nbytes == 4 + 4 * -(-values[name].size // 8)
+        else:
+            exact = values[name] if tail == "fp32" else values[name].astype(np.float16)
+            np.testing.assert_array_equal(found, exact.astype(np.float32))

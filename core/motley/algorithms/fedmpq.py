@@ -52,7 +52,7 @@ from motley.errors import PlanError
 from motley.models.units import UnitTable
 from motley.plan import FULL_PRECISION, Plan
 from motley.seeding import derive
-from motley.wire import EncodedTensor, encode_dense
+from motley.wire import EncodedTensor, encode_dense, quantize_planes
 from motley.wire.encodings.planes import SignedCodes, UniformPlanes
 from motley.workload import Scalar
 
@@ -221,8 +221,25 @@ class FedMPQ(Algorithm):
     def finish(
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Finished:
-        """Return the global model at this client's widths, packed as it arrived."""
-        return Finished(variant=context.task.global_variant, model=broadcast.encoded)
+        """Return the global model at this client's widths, packed.
+
+        All clients are sent the one model in full precision, at the end alone; each rounds it to
+        the widths of its own plan, as the server does for a round's broadcast.
+        """
+        from motley.models.units import variant_table
+
+        variant = context.task.global_variant
+        table = variant_table(context.workload.variants()[variant], ends=self.quantizes_ends)
+        model = {}
+        for row in table:
+            tensor, half = broadcast.encoded[row.name], context.plan.tail_bits != FULL_PRECISION
+            planes = context.plan.planes_of(row.unit, quantized=row.quantized)
+            if planes:
+                tensor = quantize_planes(tensor.decode(), planes)
+            elif half and row.dtype == "float32":
+                tensor = encode_dense(tensor.decode(), "float16")
+            model[row.name] = tensor
+        return Finished(variant=variant, model=model)
 
     def _open(self, context: ClientContext, broadcast: Broadcast) -> IntegerModel:
         """Build the model with integers where the broadcast has planes."""

@@ -34,7 +34,7 @@ def noise_multiplier(guarantee: Guarantee) -> float:
     """
     if not is_available():
         raise PrivacyError(
-            "planning noise needs dp-accounting: pip install 'motley-fl[privacy]' on the server, "
+            "planning noise needs dp-accounting: pip install dp-accounting on the server, "
             "or give noise_multiplier in the run file"
         )
     z = SMALLEST_NOISE
