@@ -139,10 +139,11 @@ def _collect_seldom() -> None:
     """Look for garbage in cycles seldom, and never among what was loaded at the start.
 
     Calls are held by the thousand, so that a full collection has a million objects to look at,
-    and every check-in waits for it. What it would free is little: reference counts free the rest.
+    and every check-in waits for it. Reference counts free most; what refused calls leave in cycles
+    adds up, so that a hundred times rarer still let 10,000 hostile inputs grow memory by 16 %.
     """
     gc.freeze()
-    gc.set_threshold(10_000, 10, 1000)
+    gc.set_threshold(10_000, 10, 10)
 
 
 async def _until_stopped(driver: Driver) -> None:
