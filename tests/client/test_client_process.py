@@ -230,7 +230,9 @@ def test_models_are_listed(tmp_path):
     (listed,) = json.loads(done.stdout)
     assert listed["metrics"] == {"accuracy": 0.5}
     assert listed["path"] == str(folder / "demo-r1.motley")
-    assert "accuracy=0.5" in run_cli([*COMMAND, "models", "--state", str(tmp_path)]).stdout
+    table = run_cli([*COMMAND, "models", "--state", str(tmp_path)]).stdout
+    assert "accuracy 0.5" in table
+    assert str(folder) in table.splitlines()
 
 
 def test_the_daemon_never_imports_torch():
@@ -240,7 +242,10 @@ def test_the_daemon_never_imports_torch():
         "desk",
         "connection",
         "device",
+        "cli_export",
         "models",
+        "tables",
+        "take_home",
         "runner",
         "outbox",
         "state",
