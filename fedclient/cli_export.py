@@ -27,6 +27,7 @@ class ClientFormat(str, Enum):
 
     PACKED = "packed"
     ONNX = "onnx"
+    EXECUTORCH = "executorch"
 
 
 def models(state: State = None, as_json: AsJson = False) -> None:
@@ -51,7 +52,9 @@ def export(
     run: Annotated[str, typer.Argument(help="Id, start of an id, or name of a run.")],
     form: Annotated[
         ClientFormat,
-        typer.Option("--format", help="packed: the model as it is; onnx: for other runtimes."),
+        typer.Option(
+            "--format", help="packed: the model as it is; the others: for other runtimes."
+        ),
     ] = ClientFormat.PACKED,
     output: Annotated[
         Path | None,
@@ -104,9 +107,9 @@ def predict(
     if as_json:
         typer.echo(json.dumps(found.record(file)))
         return
-    from fedclient.tables import predictions_table, show
+    from fedclient.tables import show_predictions
 
-    show(predictions_table(found))
+    show_predictions(found)
 
 
 def _mappings(options: list[str] | None) -> dict[str, str]:

@@ -54,24 +54,27 @@ def models_table(models: Sequence[StoredModel]) -> Table:
     return table
 
 
-def predictions_table(found: Predicted) -> Table:
-    """Return what was right by class, and the workload's metrics over all samples."""
+def show_predictions(found: Predicted) -> None:
+    """Print what was right by class, and the workload's metrics over all samples."""
     about = found.about
     whose = about.client or "global model"
-    table = Table(
-        title=f"{whose} of run {about.name}: {about.workload} {about.variant}, {found.data}"
-    )
+    print(f"{whose} of run {about.name}: {about.workload} {about.variant} on {found.data}")
+    if found.is_class:
+        show(classes_table(found))
+    print(", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items()))
+
+
+def classes_table(found: Predicted) -> Table:
+    """Return the samples of each class and how many were predicted right."""
+    table = Table()
     for column in ("class", "samples", "right", "accuracy"):
         table.add_column(column, justify="right")
     targets = found.split.targets
-    if found.is_class:
-        right = found.predictions == targets
-        classes = np.unique(targets)
-        for one in classes if len(classes) <= MOST_CLASSES else []:
-            own = right[targets == one]
-            table.add_row(str(one), str(own.size), str(int(own.sum())), f"{own.mean():.1%}")
-        table.add_section()
-        table.add_row("all", str(right.size), str(int(right.sum())), f"{right.mean():.1%}")
-    metrics = [f"{name} {value:.4g}" for name, value in found.metrics.items()]
-    table.caption = ", ".join(metrics)
+    right = found.predictions == targets
+    classes = np.unique(targets)
+    for one in classes if len(classes) <= MOST_CLASSES else []:
+        own = right[targets == one]
+        table.add_row(str(one), str(own.size), str(int(own.sum())), f"{own.mean():.1%}")
+    table.add_section()
+    table.add_row("all", str(right.size), str(int(right.sum())), f"{right.mean():.1%}")
     return table

@@ -65,7 +65,7 @@ def export_model(
     `data` names other data to check on than the device's own.
     """
     model, ground = packed_model(stored), None
-    if half_ends or kind is Format.ONNX:
+    if half_ends or kind.is_checked:
         workload = _workload(model.about, mappings)
         local = workload.load(DataSpec.parse(data or stored.record.data))
         ground = Ground.of(workload, local.test, local.train)

@@ -318,7 +318,7 @@ def test_files_that_are_no_export_are_refused(tmp_path: Path) -> None:
         session(path)
 
 
-@pytest.mark.parametrize("library", ["onnx", "onnxruntime", "safetensors"])
+@pytest.mark.parametrize("library", ["onnx", "onnxruntime", "safetensors", "executorch"])
 def test_a_missing_library_is_named_with_what_to_install(
     library: str, models: dict[str, PackedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,9 +332,12 @@ def test_a_missing_library_is_named_with_what_to_install(
     for module in [m for m in sys.modules if m.partition(".")[0] == library]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(builtins, "__import__", refuse)
-    path, kind = tmp_path / "file", Format.SAFETENSORS if library == "safetensors" else Format.ONNX
+    path = tmp_path / "file"
+    kind = Format(library) if library in ("safetensors", "executorch") else Format.ONNX
     ground = Ground(Digits(), data_of(0).test)
-    with pytest.raises(MissingExtraError, match=rf"needs {library}.*motley-fl\[onnx\]"):
+    with pytest.raises(
+        MissingExtraError, match=rf"needs {library}.*install '(motley-fl\[onnx\]|executorch)'"
+    ):
         export(models["full"], path, kind, ground)
     assert not path.exists()
 
@@ -350,3 +353,15 @@ def test_safetensors_hold_the_decoded_values(
     for name, values in models["b2"].values().items():
         assert found[name].tobytes() == values.tobytes()
         assert found[name].dtype == values.dtype
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_executorch_predicts_as_the_model_on_the_whole_test_set(
+    tier: str, models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    pytest.importorskip("executorch.exir")
+    split, path = data_of(TIERS.index(tier)).test, tmp_path / "model.pte"
+    done = export(models[tier], path, Format.EXECUTORCH, Ground(Digits(), split))
+    assert done.agreement is not None
+    assert (done.agreement.samples, done.agreement.changed) == (len(split), 0)
+    assert done.size == path.stat().st_size

@@ -187,6 +187,18 @@ def test_half_ends_change_no_prediction_and_say_so(models: dict[str, PackedModel
     np.testing.assert_array_equal(one.argmax(1), other.argmax(1))
 
 
+def test_a_two_bit_model_is_under_a_tenth_of_its_size(
+    models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    """The demo's network; with its ends in fp16, description and manifest included."""
+    path, ground = tmp_path / "m.motley", Ground(Digits(), data_of(TIERS.index("b2")).test)
+    done = export(models["b2"], path, Format.PACKED, ground, half_ends=True)
+    assert done.half_ends is not None
+    assert done.half_ends.changed == 0
+    assert done.dense_bytes == 21_386 * 4
+    assert path.stat().st_size == done.size < 0.1 * done.dense_bytes
+
+
 def test_ends_that_would_change_a_prediction_stay(models: dict[str, PackedModel]) -> None:
     """A last layer whose two best classes differ by less than fp16 resolves."""
     model, split = models["full"], data_of(TIERS.index("full")).test

@@ -26,11 +26,17 @@ class Format(str, Enum):
     PACKED = "packed"
     ONNX = "onnx"
     SAFETENSORS = "safetensors"
+    EXECUTORCH = "executorch"
 
     @property
     def suffix(self) -> str:
         """The end of a file's name."""
-        return {"packed": ".motley", "onnx": ".onnx", "safetensors": ".safetensors"}[self.value]
+        return {"packed": ".motley", "executorch": ".pte"}.get(self.value, f".{self.value}")
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether a file is run on samples before it is kept."""
+        return self in (Format.ONNX, Format.EXECUTORCH)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def export(
         model: what to write.
         path: the file.
         kind: its format.
-        ground: what to check on; needed for ONNX and for `half_ends`.
+        ground: what to check on; needed for formats that are checked, and for `half_ends`.
         half_ends: put the ends of the model in fp16 where no prediction changes by that.
 
     Raises:
@@ -144,8 +150,14 @@ def export(
         from motley.export.safetensors_file import write_safetensors
 
         return replace(result, size=write_safetensors(path, model))
+    assert ground is not None
+    module = ground.module(model)
+    if kind is Format.EXECUTORCH:
+        from motley.export.executorch_file import write_executorch
+
+        size, agreement = write_executorch(path, module, ground.split)
+        return replace(result, size=size, agreement=agreement)
     from motley.export.onnx_file import write_onnx
 
-    assert ground is not None
-    written = write_onnx(path, model, ground.module(model), ground.split)
+    written = write_onnx(path, model, module, ground.split)
     return replace(result, size=written.size, agreement=written.agreement, plain=written.plain)

@@ -7,12 +7,14 @@ from typing import Any
 
 from motley.errors import MissingExtraError
 
+EXTRA = "motley-fl[onnx]"
 
-def need(module: str, what: str) -> Any:
-    """Import a module of the extra `onnx` and return it.
+
+def need(module: str, what: str, install: str = EXTRA) -> Any:
+    """Import a module that `what` needs and return it.
 
     Raises:
-        MissingExtraError: it is not installed; says what to install for `what`.
+        MissingExtraError: it cannot be imported; says what to `install`.
     """
     try:
         return import_module(module)
@@ -20,5 +22,5 @@ def need(module: str, what: str) -> Any:
         library = module.partition(".")[0]
         raise MissingExtraError(
             f"{what} needs {library}, which cannot be imported here ({error}); "
-            f"install it with: pip install 'motley-fl[onnx]'"
+            f"install it with: pip install '{install}'"
         ) from None

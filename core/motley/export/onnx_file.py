@@ -15,7 +15,15 @@ from motley.export.about import About
 from motley.export.extras import need
 from motley.export.onnx_graph import INPUT, trace
 from motley.export.packed import PackedModel
-from motley.export.predictions import TOLERANCE, Agreement, Array, Floats, Run, outputs_of, runner
+from motley.export.predictions import (
+    Agreement,
+    Array,
+    Floats,
+    Run,
+    check_close,
+    outputs_of,
+    runner,
+)
 from motley.wire.durable import replacing
 from motley.workload import Split
 
@@ -70,13 +78,7 @@ def _compared(run: Run, own: Floats, split: Split) -> Agreement:
     """Compare in passes of many samples and of one; raise ExportError where outputs differ."""
     one = outputs_of(run, Split(split.inputs[:1], split.targets[:1]))
     agreement = Agreement.of(own, outputs_of(run, split), split.targets)
-    apart = max(agreement.apart, Agreement.of(own[:1], one, split.targets[:1]).apart)
-    if not apart <= TOLERANCE:
-        raise ExportError(
-            f"onnxruntime computes other outputs from the graph than torch from the model (apart "
-            f"by {apart:.2g} of the largest): it was traced once, so what it does must not depend "
-            f"on the values or the number of its inputs. Use --format packed"
-        )
+    check_close("onnxruntime", agreement, Agreement.of(own[:1], one, split.targets[:1]))
     return agreement
 
 

@@ -129,3 +129,17 @@ class Agreement:
         else:
             differs = ~(each <= TOLERANCE)
         return cls(len(first), int(np.count_nonzero(differs)), float(each.max()))
+
+
+def check_close(runtime: str, *agreements: Agreement) -> None:
+    """Raise ExportError where a runtime's outputs are further from the model's than `TOLERANCE`.
+
+    Which predictions changed is not looked at: two classes may be equally likely.
+    """
+    apart = max(found.apart for found in agreements)
+    if not apart <= TOLERANCE:
+        raise ExportError(
+            f"{runtime} computes other outputs from the file than torch from the model (apart by "
+            f"{apart:.2g} of the largest): the model was traced once, so what it does must not "
+            f"depend on the values or the number of its inputs. Use --format packed"
+        )

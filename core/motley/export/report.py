@@ -33,7 +33,7 @@ class Exported:
     """The model with its ends in fp16 against the one without; None where that was not asked for
     or a value overflows. The file holds them so where no prediction changed."""
     agreement: Agreement | None = None
-    """The file in onnxruntime against the model in torch; None for other formats."""
+    """The file in its runtime against the model in torch; None where it was not run."""
     plain: tuple[str, ...] = ()
     """Packed tensors that the file has in full precision, or not at all: the model's own code
     changes them or does not use them."""
@@ -55,7 +55,7 @@ class Exported:
         if self.agreement is not None:
             same = self.agreement.samples - self.agreement.changed
             lines.append(
-                f"onnxruntime gives the same prediction as the model on {same:,} of "
+                f"its runtime gives the same prediction as the model on {same:,} of "
                 f"{self.agreement.samples:,} samples; outputs are apart by at most "
                 f"{self.agreement.apart:.1g} of the largest"
             )
