@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from motley.errors import ExportError
 from motley.export.packed import Encoded, PackedModel, write_packed
-from motley.export.report import Exported
+from motley.export.report import Exported, Written
 from motley.workload import Split
 
 if TYPE_CHECKING:
@@ -131,33 +131,36 @@ def export(
     if half_ends:
         assert ground is not None
         model, done = with_half_ends(model, ground)
-    about = model.about
-    result = Exported(
+    written = _write(model, path, kind, ground)
+    return Exported(
         file=path,
         format=kind.value,
-        run=about.run,
-        client=about.client,
-        variant=about.variant,
-        size=0,
+        run=model.about.run,
+        client=model.about.client,
+        variant=model.about.variant,
+        size=written.size,
         dense_bytes=model.dense_bytes,
-        digest=about.digest,
+        digest=model.about.digest,
         half_ends=done.agreement if done else None,
+        agreement=written.agreement,
+        plain=written.plain,
         notes=(done.note,) if done else (),
     )
+
+
+def _write(model: PackedModel, path: Path, kind: Format, ground: Ground | None) -> Written:
     if kind is Format.PACKED:
-        return replace(result, size=write_packed(path, model).size)
+        return Written(write_packed(path, model).size)
     if kind is Format.SAFETENSORS:
         from motley.export.safetensors_file import write_safetensors
 
-        return replace(result, size=write_safetensors(path, model))
+        return Written(write_safetensors(path, model))
     assert ground is not None
     module = ground.module(model)
     if kind is Format.EXECUTORCH:
         from motley.export.executorch_file import write_executorch
 
-        size, agreement = write_executorch(path, module, ground.split)
-        return replace(result, size=size, agreement=agreement)
+        return write_executorch(path, module, ground.split)
     from motley.export.onnx_file import write_onnx
 
-    written = write_onnx(path, model, module, ground.split)
-    return replace(result, size=written.size, agreement=written.agreement, plain=written.plain)
+    return write_onnx(path, model, module, ground.split)

@@ -26,14 +26,15 @@ from motley.export.predictions import (
     outputs_of,
     runner,
 )
+from motley.export.report import Written
 from motley.wire.durable import replacing
 from motley.workload import Split
 
 _WHAT, _INSTALL = "the format executorch", "executorch"
 
 
-def write_executorch(path: Path, module: torch.nn.Module, split: Split) -> tuple[int, Agreement]:
-    """Write a model whole or not at all; return the bytes of the file, and how it compares.
+def write_executorch(path: Path, module: torch.nn.Module, split: Split) -> Written:
+    """Write a model whole or not at all.
 
     Args:
         path: the file.
@@ -64,7 +65,7 @@ def write_executorch(path: Path, module: torch.nn.Module, split: Split) -> tuple
     check_close("ExecuTorch", agreement)
     with replacing(path) as stream:
         stream.write(data)
-    return len(data), agreement
+    return Written(len(data), agreement)
 
 
 def _session(data: bytes) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from motley.export.predictions import (
     outputs_of,
     runner,
 )
+from motley.export.report import Written
 from motley.wire.durable import replacing
 from motley.workload import Split
 
@@ -31,19 +31,7 @@ MOST_BYTES = 2**31 - 1
 """What one protobuf message can hold."""
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """What became of an export."""
-
-    size: int
-    """Bytes of the file."""
-    agreement: Agreement
-    """The file in onnxruntime against the model in torch."""
-    plain: tuple[str, ...]
-    """Tensors that are packed and had to be stored in full precision, or are not used at all."""
-
-
-def write_onnx(path: Path, model: PackedModel, module: torch.nn.Module, split: Split) -> OnnxFile:
+def write_onnx(path: Path, model: PackedModel, module: torch.nn.Module, split: Split) -> Written:
     """Write a model as ONNX whole or not at all.
 
     Args:
@@ -71,7 +59,7 @@ def write_onnx(path: Path, model: PackedModel, module: torch.nn.Module, split: S
     agreement = _compared(session(data), own, split)
     with replacing(path) as stream:
         stream.write(data)
-    return OnnxFile(len(data), agreement, plain)
+    return Written(len(data), agreement, plain)
 
 
 def _compared(run: Run, own: Floats, split: Split) -> Agreement:

@@ -12,6 +12,19 @@ if TYPE_CHECKING:
 KB = 1000
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a format's writer did."""
+
+    size: int
+    """Bytes of the file."""
+    agreement: Agreement | None = None
+    """The file in its runtime against the model in torch; None where it was not run."""
+    plain: tuple[str, ...] = ()
+    """Packed tensors that the file has in full precision, or not at all: the model's own code
+    changes them or does not use them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """A file that was written."""
@@ -33,10 +46,9 @@ class Exported:
     """The model with its ends in fp16 against the one without; None where that was not asked for
     or a value overflows. The file holds them so where no prediction changed."""
     agreement: Agreement | None = None
-    """The file in its runtime against the model in torch; None where it was not run."""
+    """As in `Written`."""
     plain: tuple[str, ...] = ()
-    """Packed tensors that the file has in full precision, or not at all: the model's own code
-    changes them or does not use them."""
+    """As in `Written`."""
     notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
