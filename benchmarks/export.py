@@ -4,13 +4,15 @@
 
 Weights are freshly drawn and quantized by QuPeD's first centres: neither size nor time depends on
 what they are. Sizes are those of written files over the bytes of all tensors in fp32. Times are
-medians of single calls on one thread, all of a network's models in turns; the time is the
-processor's, so that others on the machine count less. The packed file runs in torch, decoded.
+medians of single calls on one thread, all of a network's models in turns and random order; the
+time is the processor's, so that others on the machine count less. The packed file runs in torch,
+decoded.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
@@ -30,7 +32,7 @@ from motley.export.predictions import Array, Run, build, runner
 from motley.models.units import fresh_tensors, variant_table
 from motley.quantize.rules import CentreRules
 from motley.training.personal import codes_and_centres, quantized_state
-from motley.wire import encode_codebook, encode_dense
+from motley.wire import encode_codebook, encode_dense, quantize_planes
 from motley.workload import Split, Workload
 from motley.workloads.digits import Digits
 from motley.workloads.images import Cifar10
@@ -43,6 +45,8 @@ CASES: dict[str, tuple[type[Workload], str, str, tuple[int, ...]]] = {
 BITS = (1, 2, 4, 32)
 PACKED_BITS = 2
 """The one width whose packed file is timed: decoded, all are the same network in torch."""
+PLANES = (3, 7, 8)
+"""With their signs they take int4, int8 and int16."""
 BATCHES = (1, 64)
 SAMPLES = 256
 KB = 1000
@@ -78,11 +82,15 @@ def seconds(run: Callable[[Array], object], inputs: Array) -> float:
 
 
 def latencies(runs: dict[str, Run], inputs: Array, repeats: int) -> dict[str, float]:
-    """Return each model's median time of a call in seconds; a fifth more calls only warm."""
+    """Return each model's median time of a call in seconds; a fifth more calls only warm.
+
+    In another order each time: what runs behind a model in torch finds the caches cold.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + repeats // 5):
-        for name, run in runs.items():
-            found = seconds(run, inputs)
+        order = random.Random(repeat).sample(sorted(runs), len(runs))
+        for name in order:
+            found = seconds(runs[name], inputs)
             if repeat >= repeats // 5:
                 times[name].append(found)
     return {name: statistics.median(found) for name, found in times.items()}
@@ -123,6 +131,31 @@ def measure(case: str, folder: Path, repeats: int) -> Iterator[Ratio]:
             yield Ratio(title, found / base, detail=detail)
 
 
+def dequantized(case: str, folder: Path, repeats: int) -> Iterator[Ratio]:
+    """Time FedMPQ's integers dequantized in each call against once, when the file is opened."""
+    kind, _, _, shape = CASES[case]
+    full, rng = model_of(case, 32), np.random.default_rng(0)
+    inputs = rng.normal(size=(SAMPLES, *shape)).astype(np.float32)
+    ground = Ground(kind(), Split(inputs, np.zeros(SAMPLES, np.int64)))
+    for planes in PLANES:
+        tensors = {
+            name: quantize_planes(values, planes) if values.ndim >= 2 else full.tensors[name]
+            for name, values in full.values().items()
+        }
+        graph = folder / f"planes{planes}.onnx"
+        size = export(PackedModel.of(full.about, tensors), graph, Format.ONNX, ground).size
+        runs = {
+            word: session(graph, threads=1, expand_once=once)
+            for word, once in (("each", False), ("once", True))
+        }
+        times = latencies(runs, inputs[:1], repeats)
+        detail = (
+            f"{times['each'] * 1e3:.3f} ms over {times['once'] * 1e3:.3f} ms; {size / KB:.1f} KB"
+        )
+        title = f"time of {case}, {planes} planes, dequantized in each call over once, batch 1"
+        yield Ratio(title, times["each"] / times["once"], detail=detail)
+
+
 def demo_file(folder: Path) -> Ratio:
     """Weigh the demo's 2-bit model with its ends in fp16, against the issue's bound."""
     model = model_of("cnn1, 8x8", 2)
@@ -141,7 +174,7 @@ def demo_file(folder: Path) -> Ratio:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
     ratios = []
@@ -149,6 +182,7 @@ def main() -> None:
         ratios.append(demo_file(Path(folder)))
         for case in CASES:
             ratios += measure(case, Path(folder), options.repeats)
+        ratios += dequantized("cnn1-64, 32x32", Path(folder), options.repeats)
     report(
         "export",
         "bytes of a file over the model's tensors in fp32; processor time of a call over the same "

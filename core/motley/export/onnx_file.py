@@ -70,10 +70,18 @@ def _compared(run: Run, own: Floats, split: Split) -> Agreement:
     return agreement
 
 
-def session(source: bytes | Path, threads: int = 0) -> Run:
+EXPAND_ONCE = ("session.disable_quant_qdq", "1")
+"""onnxruntime's setting that lets it dequantize weights when it opens a file. Without it it keeps
+them small, for operators on integers that these graphs do not use, and dequantizes in each call."""
+
+
+def session(source: bytes | Path, threads: int = 0, *, expand_once: bool = True) -> Run:
     """Open an ONNX file or its bytes in onnxruntime, on the processor, as a function of arrays.
 
-    `threads`: of one operator; 0: onnxruntime's choice.
+    Args:
+        source: the file, or what is in it.
+        threads: of one operator; 0: onnxruntime's choice.
+        expand_once: whether weights are dequantized once, instead of in each call.
 
     Raises:
         ExportError: onnxruntime cannot run it.
@@ -83,6 +91,8 @@ def session(source: bytes | Path, threads: int = 0) -> Run:
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors alone: advice about a user's graph helps nobody here
     options.intra_op_num_threads = threads
+    if expand_once:
+        options.add_session_config_entry(*EXPAND_ONCE)
     try:
         opened = runtime.InferenceSession(
             source if isinstance(source, bytes) else str(source),
