@@ -1,19 +1,22 @@
-"""`fedclient models | export | predict` and `fedserver export`, as processes after a real run."""
+"""`fedclient models | export | predict` and `fedserver export`, after a run of real processes."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 from federation import Federation, federation
 
+import fedclient.cli
+import fedserver.cli
 from fedclient.disk import Disk
 from fedclient.errors import OptionError
 from fedclient.models import FinishedModel, find_model, record
@@ -89,29 +92,34 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         yield found
 
 
+def command(bench: Federation, main: Callable[[], None], words: list[str], status: int) -> str:
+    """Run a command where the workload lies, in this process, which has torch already.
+
+    Returns what it printed; on standard error where it is to fail.
+    """
+    before, argv = Path.cwd(), sys.argv
+    out, errors, code = io.StringIO(), io.StringIO(), 0
+    os.chdir(bench.root)
+    sys.argv = ["command", *words]
+    try:
+        with redirect_stdout(out), redirect_stderr(errors):
+            main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+    assert code == status, errors.getvalue()
+    return errors.getvalue() if status else out.getvalue()
+
+
 def client(bench: Federation, *arguments: str, status: int = 0) -> str:
-    """Run a `fedclient` command where the workload lies; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fedclient.cli", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=bench.root,
-        timeout=90,
-    )
-    assert done.returncode == status, done.stderr
-    return done.stderr if status else done.stdout
+    return command(bench, fedclient.cli.main, list(arguments), status)
 
 
 def server(bench: Federation, *arguments: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "fedserver.cli", *arguments, "--data", str(bench.data)],
-        capture_output=True,
-        text=True,
-        cwd=bench.root,
-        timeout=90,
-    )
-    assert done.returncode == status, done.stderr
-    return done.stderr if status else done.stdout
+    words = [*arguments, "--data", str(bench.data)]
+    return command(bench, fedserver.cli.main, words, status)
 
 
 @pytest.mark.processes
