@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from fedp3_results import RESULTS, read_runs, write_pages, write_runs
+from fedp3_results import RESULTS, TABLES, read_runs, write_pages, write_runs
 
 from fedserver.simulate.simulation import simulate
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", default="fashion-mnist", help="name of the workload")
     parser.add_argument("--data", type=Path, help="folder of the set")
-    parser.add_argument("--only", default="", help="rows whose names begin so, e.g. 'opu2, p'")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--summary", action="store_true", help="write the tables, run nothing")
@@ -145,7 +145,8 @@ def main() -> None:
     if any(one["schedule"] != asdict(Schedule()) for one in found):
         parser.error("docs/results/fedp3.json holds runs of another schedule; remove it")
     known = {(one["set"], one["row"], one["seed"]) for one in found}
-    wanted = [row for row in rows() if row.name.startswith(options.only)]
+    shown = {entry.row for table in options.tables for entry in TABLES[table]}
+    wanted = [row for row in rows() if row.name in shown]
     for seed, row in product(range(options.seeds), () if options.summary else wanted):
         late = time.monotonic() - began > 60 * options.minutes
         if late or (options.set, row.name, seed) in known:
