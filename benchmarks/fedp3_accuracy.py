@@ -64,14 +64,14 @@ class Schedule:
 
     variant: str = "cnn1"
     clients: int = 20
-    rounds: int = 40
+    rounds: int = 24
     steps: int = 20
     batch: int = 16
     rate: float = 0.03
     momentum: float = 0.9
     train: int = 400
     test: int = 170
-    every: int = 5
+    every: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def rows() -> list[Row]:
     for layers in ("opu3", "opu2", "lowerb"):
         settings = f'layers = "{layers}"\nkeep = 0.9'
         found.append(Row(name=f"{layers}, p = 0.9", settings=settings))
-    for keep in (1.0, 0.7, 0.5, 0.3, 0.1):
+    for keep in (1.0, 0.7, 0.5, 0.1):
         settings = f'layers = "opu2"\nkeep = {keep}'
         found.append(Row(name=f"opu2, p = {keep}", settings=settings))
     for rule, keep in product(("uniform", "ordered"), (0.9, 0.7)):

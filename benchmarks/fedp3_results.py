@@ -34,7 +34,7 @@ TABLES: dict[str, tuple[Entry, ...]] = {
         Entry("lowerb, p = 0.9", "LowerB, p = 0.9"),
     ),
     "keep": tuple(
-        Entry(f"opu2, p = {keep}", f"OPU2, p = {keep}") for keep in (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
+        Entry(f"opu2, p = {keep}", f"OPU2, p = {keep}") for keep in (1.0, 0.9, 0.7, 0.5, 0.1)
     ),
     "local": (
         Entry("opu2, p = 0.9", "fixed"),
