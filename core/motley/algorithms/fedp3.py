@@ -143,6 +143,7 @@ class FedP3(Algorithm):
     name: ClassVar[str] = "fedp3"
     settings_type: ClassVar[type[Settings]] = FedP3Settings
     keeps_personal_state: ClassVar[bool] = True
+    personal_begins_global: ClassVar[bool] = True
     encodings: ClassVar[tuple[str, ...]] = ("masked",)
     settings: FedP3Settings
 
