@@ -115,7 +115,8 @@ def _table(runs: Sequence[Run], dataset: str, name: str) -> list[str]:
 
 
 def _text(values: Sequence[float], sign: str = "") -> str:
-    return f"{statistics.mean(values):{sign}.1f} ± {_spread(values):.1f}"
+    error = f" ± {_spread(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.1f}{error}"
 
 
 def _chart(runs: Sequence[Run], path: Path) -> None:

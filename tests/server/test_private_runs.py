@@ -102,6 +102,7 @@ def test_noise_is_planned_once_and_evaluation_asks_no_client(bench: Bench) -> No
         "mode": "ldp-sgd", "epsilon": 8.0, "delta": 1e-5, "neighbouring": "add-or-remove-one",
         "unit": "record", "clip": 1.0, "sampling_rate": 0.25, "steps": 8,
         "sigma": pytest.approx(z / 10),
+        "theorem_sigma": pytest.approx((8 * 8 * 11.512925) ** 0.5 / (40 * 8)),
         "c_eff": pytest.approx((z / 10) ** 2 * 40**2 * 64 / (8 * 11.512925)),
     }  # fmt: skip
     assert {name: statement[name] for name in expected} == expected
@@ -122,6 +123,7 @@ def test_noise_is_planned_once_and_evaluation_asks_no_client(bench: Bench) -> No
     with redirect_stdout(printed):
         print_run(bench.record(run))
     assert "epsilon 8 at delta 1e-05 for one record, add-or-remove-one" in printed.getvalue()
+    assert "(the theorem's with c = 8: 0.08483; c_eff" in printed.getvalue()
 
 
 def test_given_noise_is_taken_and_others_are_not_touched(bench: Bench) -> None:
