@@ -286,7 +286,8 @@ class FedP3(Algorithm):
     ) -> Trained:
         """Train as DP-FedP3 does; only L_i and the last layer move with "ldp-sgd"."""
         from motley.models.units import read_tensors
-        from motley.training.private import Descent, train_privately
+        from motley.privacy.dp_sgd import Descent
+        from motley.training.private import train_privately
 
         settings, plan = self.settings, context.plan
 
