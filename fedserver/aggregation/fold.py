@@ -134,7 +134,7 @@ class _Folding:
         values = np.empty((len(senders), min(TILE, flat.size)), dtype)
         views = [_View.of(row, reader[row.name], c) for reader, c, _ in senders]
         is_sparse = any(view.mask is not None for view in views)
-        sent = np.ones(values.shape, np.bool_)
+        sent = np.ones(values.shape if is_sparse else (len(views), 0), np.bool_)
         for start in range(0, flat.size, TILE):
             stop = min(start + TILE, flat.size)
             tile = values[:, : stop - start]
