@@ -15,7 +15,7 @@ _MARK = "revoked: "
 """How the reason of such an exclusion begins; others are not touched when a client may return."""
 _SPENT = f"{PrivacyBudgetError.code}: "
 """How the reason begins of who trains no more, and takes the finished model all the same."""
-MAY_RECEIVE = or_(members.c.excluded == "", members.c.excluded.startswith(_SPENT))
+MAY_RECEIVE = or_(members.c.excluded == "", members.c.excluded.startswith(_SPENT, autoescape=True))
 """Members who get a run's finished model: to receive it spends no privacy."""
 
 
