@@ -46,6 +46,7 @@ TABLES: dict[str, tuple[Entry, ...]] = {
     ),
 }
 """By name; a table's first line is what its others are compared with."""
+TITLES = {"layers": "layer sets", "keep": "keep ratio", "local": "local pruning, OPU2, p = 0.9"}
 
 
 def read_runs(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -74,7 +75,7 @@ def write_pages(runs: Sequence[Run], folder: Path = RESULTS) -> None:
             mark = f"<!-- {dataset} {name} -->"
             if lines and mark not in text:
                 raise SystemExit(f"{page}: expected a line {mark} where that table belongs")
-            print("\n".join(lines))
+            print("\n".join(lines), end="\n" if lines else "")
             block = "\n".join((mark, *lines, "<!-- end -->"))
             pattern = f"{re.escape(mark)}.*?<!-- end -->"
             text = re.sub(pattern, lambda found, new=block: new, text, flags=re.DOTALL)
@@ -124,7 +125,8 @@ def _chart(runs: Sequence[Run], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown = [(d, n) for d in SETS for n in TABLES if _table(runs, d, n)]
-    figure = Figure(figsize=(11, 6.4), dpi=110, layout="tight")
+    figure = Figure(figsize=(11, 6.8), dpi=110)
+    figure.subplots_adjust(0.07, 0.09, 0.98, 0.88, wspace=0.16, hspace=0.4)
     for place, (dataset, name) in enumerate(shown):
         axes = figure.add_subplot(2, 2, place + 1)
         entries = [e for e in TABLES[name] if _of(runs, dataset, e.row, "server")]
@@ -137,7 +139,9 @@ def _chart(runs: Sequence[Run], path: Path) -> None:
         axes.set_xticks(range(len(entries)))
         axes.set_xticklabels([e.title.split(" (")[0].replace(", ", ",\n") for e in entries])
         axes.tick_params(labelsize=8)
-        axes.set(title=SETS[dataset], ylabel="accuracy, %")
+        axes.set(title=f"{SETS[dataset]}: {TITLES[name]}", ylabel="accuracy, %")
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.margins(y=0.15)
+        if not place:
+            figure.legend(loc="upper center", ncols=2)
     figure.savefig(path)
