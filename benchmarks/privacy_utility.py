@@ -128,7 +128,7 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def plot(runs: Mapping[str, float], target: Path) -> None:
-    """Draw accuracy by epsilon with standard errors, a colour for each mode."""
+    """Draw accuracy by epsilon with standard errors, a colour for each mode that was run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), dpi=110, layout="tight")
@@ -136,6 +136,8 @@ def plot(runs: Mapping[str, float], target: Path) -> None:
     for colour, (mode, study) in zip(("tab:blue", "tab:orange"), STUDIES.items(), strict=True):
         groups = {epsilon: of(runs, mode, epsilon) for epsilon in EPSILONS}
         groups = {epsilon: values for epsilon, values in groups.items() if values}
+        if not groups:
+            continue
         axes.errorbar(
             list(groups),
             [statistics.fmean(values) for values in groups.values()],
@@ -143,8 +145,10 @@ def plot(runs: Mapping[str, float], target: Path) -> None:
             marker="o", capsize=3, color=colour,
             label=f"{mode}: ε of {study.unit}, {study.clients} clients",
         )  # fmt: skip
-        plain = statistics.fmean(of(runs, mode, 0.0))
-        axes.axhline(plain, color=colour, linestyle="--", label=f"the same without {mode}")
+        plain = of(runs, mode, 0.0)
+        axes.axhline(
+            statistics.fmean(plain), color=colour, linestyle="--", label=f"the same without {mode}"
+        )
     axes.axhline(0.1, color="grey", linestyle=":", label="chance")
     axes.set(xscale="log", xlabel="ε at δ = 1e-5", ylabel="accuracy", ylim=(0, 1))
     axes.legend(fontsize="x-small", loc="lower right")
