@@ -173,12 +173,15 @@ def privacy(
 ) -> None:
     """Show what was spent of this data's privacy, by all runs together and by each."""
     from fedclient.privacy_view import as_text, privacy_record
+    from fedclient.state import was_started
 
-    folders = [state] if state else sorted(clients_directory().glob("*"))
+    folders = [state] if state else filter(was_started, sorted(clients_directory().glob("*")))
     records = [privacy_record(folder) for folder in folders]
     if as_json:
         typer.echo(json.dumps(records, indent=1))
         return
+    if not records:
+        typer.echo("no client was started yet")
     for record in records:
         typer.echo(as_text(record))
 

@@ -276,7 +276,7 @@ class Executor:
         }
         metrics = {**finished.metrics, **sizes}
         if algorithm.keeps_personal_state and state is None:
-            # Never sampled, or never counted: the model is the one that training starts from.
+            # Never sampled, or never counted: the model is the one that training would start from.
             metrics["untrained"] = 1.0
         return finished.variant, tensors, metrics
 
