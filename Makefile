@@ -61,7 +61,7 @@ check: $(VENV)/.installed stubs-check
 	@$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	@for name in core quped_step fedmpq_step fedp3_bytes training_memory cuts memory simulation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in core quped_step fedmpq_step fedp3_bytes training_memory cuts memory simulation export; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # Goes on where it was stopped; without TABLE all of them, in order of worth.
 paper: $(VENV)/.installed

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -77,7 +77,7 @@ class Case:
 
 CASES = {
     # QuPeD's FEMNIST: 66 clients, 60 batches a pass, so about five samples in each.
-    "writers": Case(66, 28, 30, 4, 33, "samples=300&spread=60", "batches_per_pass = 60"),
+    "writers": Case(66, 28, 30, 4, 11, "samples=300&spread=60", "batches_per_pass = 60"),
     "lenet": Case(1000, 32, 1, 3, 20, "samples=32", "batch_size = 32"),
     "thousand": Case(
         1000, 28, 10, 5, 20, "samples=100", "batch_size = 25", fraction=0.1, against=False
@@ -208,9 +208,9 @@ def in_flower(folder: Path, case: Case) -> list[float]:
     return found
 
 
-def against_flower(folder: Path, threads: int) -> list[Ratio]:
+def against_flower(folder: Path, threads: int, clients: int) -> list[Ratio]:
     """Run the `lenet` case in both simulations; each one's first round is not counted."""
-    case = CASES["lenet"]
+    case = replace(CASES["lenet"], clients=clients)
     theirs = median(in_flower(folder, case)[1:])
     torch.set_num_threads(threads)
     turns = Turns(None)
@@ -218,7 +218,7 @@ def against_flower(folder: Path, threads: int) -> list[Ratio]:
     assert result.status == "finished", result.reason
     ours = median(turns.simulated.wall[1:])
     detail = f"{case.clients / ours:.0f} against {case.clients / theirs:.0f} clients a second"
-    name = "lenet: clients per second over Flower's simulation"
+    name = f"lenet, {clients} clients: clients per second over Flower's simulation"
     return [Ratio(name, theirs / ours, 20.0, True, detail)]
 
 
@@ -228,6 +228,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--against", choices=["loop", "flower"], default="loop")
     parser.add_argument("--flower-env", type=Path, help="folder of Flower's environment")
+    parser.add_argument("--clients", type=int, default=1000, help="with --against flower")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     configure(LogFormat.CONSOLE, logging.WARNING)
@@ -238,7 +239,7 @@ def main() -> None:
             "simulation_flower",
             f"clients per second of `fedserver simulate` on {options.threads} thread(s) over those "
             "of Flower's simulation with an actor for each processor, whole rounds, on the clock",
-            against_flower(options.flower_env, options.threads),
+            against_flower(options.flower_env, options.threads, options.clients),
         )
         return
     names = options.cases.split(",")
