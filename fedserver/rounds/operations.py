@@ -11,7 +11,7 @@ from structlog.stdlib import get_logger
 from fedserver.errors import RunStateError
 from fedserver.rounds import closing, housekeeping, schedule
 from fedserver.rounds.engine import ENDED, Engine
-from fedserver.rounds.exclusion import keep_out
+from fedserver.rounds.exclusion import forgive, keep_out
 from fedserver.rounds.private import refuse_extension, refuse_unplannable
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.errors import RunFileError
@@ -73,7 +73,7 @@ class RunDesk:
                 )
             newest = tx.scalar(select(func.max(rounds.c.id))) or 0
             # The operator has seen to whatever kept clients out.
-            tx.execute(update(members).where(members.c.run == row.id).values(excluded=""))
+            forgive(tx, row.id)
             keep_out(tx, row.id)
             tx.execute(update(runs).where(runs.c.id == row.id).values(retry_from=newest))
             self._engine.set_status(tx, row.id, "queued", "")

@@ -7,10 +7,12 @@ from contextlib import redirect_stdout
 
 import pytest
 from bench import Bench, moved, runfile
+from sqlalchemy import Connection, Update, select, update
 
 from fedserver.display import print_run
 from fedserver.errors import RunStateError
-from fedserver.rounds.exclusion import shut_out
+from fedserver.rounds.exclusion import keep_out, shut_out, take_back
+from fedserver.storage.schema import clients, members
 from motley.errors import RunFileError
 from motley.privacy.rdp import epsilon_of
 from motley.runfile import parse
@@ -211,7 +213,48 @@ def test_who_is_out_of_budget_and_shut_out_gets_nothing(bench: Bench) -> None:
     bench.settle()
     assert bench.task("a").kind is TaskKind.FINISH
     assert bench.next_task("b") is None
-    assert bench.record(run)["clients"][1]["reason"] == "revoked: stolen"
+    assert bench.record(run)["clients"][1]["reason"] == (
+        "revoked: stolen; before that privacy_budget: the budget is spent"
+    )
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_spent_budget_outlives_being_shut_out_and_joining_again(
+    bench: Bench, resumed: bool
+) -> None:
+    run = without_budget(bench, "fedavg")
+    with bench.engine.transition() as tx:
+        assert tx.execute(revoked("stolen")).rowcount == 1
+        shut_out(tx, "b", "stolen", bench.clock.wall())
+    if resumed:
+        bench.runs.stop(run)
+        bench.runs.resume(run)
+    with bench.engine.transition() as tx:
+        tx.execute(revoked(""))
+        take_back(tx, "b")
+        assert reason_of(bench, tx) == "privacy_budget: the budget is spent"
+
+
+def test_being_kept_out_takes_the_place_of_no_permanent_reason(bench: Bench) -> None:
+    run = without_budget(bench, "fedavg")
+    with bench.engine.transition() as tx:
+        assert tx.execute(revoked("stolen")).rowcount == 1
+        tx.execute(
+            update(members).where(members.c.client == "b").values(excluded="privacy: no ledger")
+        )
+        keep_out(tx, run)
+        take_back(tx, "b")
+        assert reason_of(bench, tx) == "privacy: no ledger"
+
+
+def revoked(reason: str) -> Update:
+    """Return the statement that revokes `b`, or takes that back."""
+    return update(clients).where(clients.c.name == "b").values(revoked=reason)
+
+
+def reason_of(bench: Bench, tx: Connection) -> str:
+    """Return why `b` is excluded."""
+    return str(tx.scalar(select(members.c.excluded).where(members.c.client == "b")))
 
 
 def test_who_breaks_a_guarantee_gets_no_model(bench: Bench) -> None:
