@@ -68,7 +68,7 @@ def export_model(
     if half_ends or kind.is_checked:
         workload = _workload(model.about, mappings)
         local = workload.load(DataSpec.parse(data or stored.record.data))
-        ground = Ground.of(workload, local.test, local.train)
+        ground = Ground.of(workload, test=local.test, training=local.train)
     return export(model, path, kind, ground, half_ends=half_ends)
 
 

@@ -72,7 +72,7 @@ def export_global(
                 "the format onnx is checked on samples, and the run file names no data of the "
                 "server's own (evaluate.held_out); name some with --test-data"
             )
-        ground = Ground.of(code, code.held_out(DataSpec.parse(spec)))
+        ground = Ground.of(code, held_out=code.held_out(DataSpec.parse(spec)))
     done = export(model, target, kind, ground)
     print(json.dumps(done.record()) if json_output else "\n".join(done.lines()))
 

@@ -19,7 +19,15 @@ from motley.export.halves import end_names, halved
 from motley.export.packed import PackedModel, read_packed, read_tensors, write_packed
 from motley.export.predictions import Agreement, build, outputs_of, predictions, runner, scores
 from motley.models.units import variant_table
-from motley.wire import Codebook, Dense, encode_dense, file_sha256, write_payload
+from motley.wire import (
+    Codebook,
+    Dense,
+    encode_dense,
+    encode_masked,
+    file_sha256,
+    smallest_mask,
+    write_payload,
+)
 from motley.workload import Split
 from motley.workloads.digits import Digits
 
@@ -176,7 +184,10 @@ def test_half_ends_change_no_prediction_and_say_so(models: dict[str, PackedModel
     ground = Ground(Digits(), split)
     found, done = with_half_ends(model, ground)
     assert done.holds
-    assert f"no prediction on {len(split)} test samples" in done.note
+    assert done.note == (
+        "conv1.weight, fc3.weight, 5 vectors (biases, normalisation) are in fp16: that changes no "
+        f"prediction on {len(split)} test samples"
+    )
     kinds = {name: tensor.encoding for name, tensor in found.tensors.items()}
     assert kinds["conv1.weight"] == Dense("float16")
     assert isinstance(kinds["fc1.weight"], Codebook)
@@ -219,7 +230,46 @@ def test_ends_that_would_change_a_prediction_stay(models: dict[str, PackedModel]
     assert "too large for fp16" in done.note
 
 
-def test_only_dense_ends_are_halved(planes: dict[str, PackedModel]) -> None:
+def test_the_note_names_what_was_halved_and_the_samples(planes: dict[str, PackedModel]) -> None:
+    local, made = data_of(0, clients=2), planes["b2"]
+    full = {n: encode_dense(v) for n, v in made.values().items() if n.endswith("bias")}
+    model = PackedModel.of(made.about, {**made.tensors, **full})
+    nothing = Split(local.test.inputs[:0], local.test.targets[:0])
+    ground = Ground.of(Digits(), test=nothing, training=local.train)
+    _, done = with_half_ends(model, ground)
+    assert done.note.startswith("5 vectors (biases, normalisation) ")
+    assert f"{len(local.train)} training samples" in done.note
+    _, done = with_half_ends(model, Ground(Digits(), local.train))
+    assert f"{len(local.train)} test samples" in done.note
+
+
+def test_nothing_is_said_where_nothing_is_halved(
+    planes: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    """FedMPQ's layers are integers, and its vectors are halves already."""
+    ground = Ground(Digits(), data_of(0, clients=2).test)
+    done = export(planes["b2"], tmp_path / "m", Format.PACKED, ground, half_ends=True)
+    assert (done.half_ends, done.notes) == (None, ())
+
+
+def test_kept_values_under_a_mask_are_halved(models: dict[str, PackedModel]) -> None:
+    model = models["full"]
+    weight = model.values()["conv1.weight"]
+    kept = np.arange(weight.size) % 3 == 0
+    values = encode_dense(weight.reshape(-1)[kept].astype(np.float32))
+    masked = encode_masked(values, smallest_mask(kept), weight.shape)
+    found = halved(
+        {**model.tensors, "conv1.weight": masked}, variant_table(Digits().variants()["cnn1"])
+    )
+    assert found is not None
+    half = found["conv1.weight"]
+    assert half.kept is not None
+    assert half.kept.encoding == Dense("float16")
+    expected = np.where(kept, np.float32(np.float16(weight.reshape(-1))), 0)
+    np.testing.assert_array_equal(half.decode().reshape(-1), expected)
+
+
+def test_only_ends_in_full_precision_are_halved(planes: dict[str, PackedModel]) -> None:
     model = planes["b2"]
     table = variant_table(Digits().variants()["cnn1"])
     found = halved(model.tensors, table)
@@ -245,7 +295,7 @@ def test_agreement_counts_changed_predictions() -> None:
 def test_data_without_samples_is_refused(models: dict[str, PackedModel], tmp_path: Path) -> None:
     nothing = Split(np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, np.int64))
     with pytest.raises(MotleyError, match="no sample"):
-        Ground.of(Digits(), nothing, nothing)
+        Ground.of(Digits(), test=nothing, training=nothing)
 
 
 def test_a_full_disk_leaves_the_old_file(

@@ -45,13 +45,15 @@ class Ground:
 
     workload: Workload
     split: Split
+    part: str = "test"
+    """What the samples are for."""
 
     @classmethod
-    def of(cls, workload: Workload, *splits: Split) -> Ground:
-        """Take the first split that holds samples; raise ExportError where none does."""
-        for split in splits:
+    def of(cls, workload: Workload, **parts: Split) -> Ground:
+        """Take the first part that holds samples; raise ExportError where none does."""
+        for part, split in parts.items():
             if len(split):
-                return cls(workload, split)
+                return cls(workload, split, part)
         raise ExportError("the data holds no sample to check the model on; name other data")
 
     def module(self, model: PackedModel) -> torch.nn.Module:
@@ -66,8 +68,13 @@ class Halved:
     """A model with its ends in fp16, and what that changes."""
 
     tensors: Encoded
-    agreement: Agreement | None
-    """None where a value is too large for fp16: the tensors are as they were."""
+    names: tuple[str, ...]
+    """What was in fp32 before; none where all ends are stored otherwise."""
+    agreement: Agreement | None = None
+    """None where nothing was halved, for one where a value is too large for fp16: the tensors are
+    as they were."""
+    part: str = "test"
+    """Of the data that it was checked on."""
 
     @property
     def holds(self) -> bool:
@@ -76,31 +83,41 @@ class Halved:
 
     @cached_property
     def note(self) -> str:
-        """What is said of it."""
-        what = "first and last layer, biases and normalisation"
+        """What is said of it; "" where there was nothing to halve."""
+        if not self.names:
+            return ""
+        what = self._what()
         if self.agreement is None:
             return f"{what} stay in fp32: a value is too large for fp16"
-        count = f"{self.agreement.samples:,}"
+        samples = f"{self.agreement.samples:,} {self.part} samples"
         if not self.holds:
-            changed = f"{self.agreement.changed:,} of {count}"
-            return f"{what} stay in fp32: fp16 would change {changed} predictions"
-        return f"{what} are in fp16: that changes no prediction on {count} test samples"
+            changed = f"{self.agreement.changed:,} predictions on {samples}"
+            return f"{what} stay in fp32: fp16 would change {changed}"
+        return f"{what} are in fp16: that changes no prediction on {samples}"
+
+    def _what(self) -> str:
+        """Name the layers, and count the vectors, of which there may be many."""
+        layers = [name for name in self.names if len(self.tensors[name].shape) > 1]
+        vectors = len(self.names) - len(layers)
+        counted = [f"{vectors} vectors (biases, normalisation)"] if vectors else []
+        return ", ".join([*layers, *counted])
 
 
 def with_half_ends(model: PackedModel, ground: Ground) -> tuple[PackedModel, Halved]:
     """Return a model with its ends in fp16 where no prediction on the samples changes by that."""
-    from motley.export.halves import halved
+    from motley.export.halves import halvable, halved
     from motley.export.predictions import Agreement, outputs_of, runner
     from motley.models.units import variant_table
 
     own = ground.module(model)
     table = variant_table(ground.workload.variants()[model.about.variant])
-    tensors = halved(model.tensors, table)
-    if tensors is None:
-        return model, Halved(model.tensors, None)
+    names, tensors = halvable(model.tensors, table), halved(model.tensors, table)
+    if tensors is None or not names:
+        return model, Halved(model.tensors, names)
     other = PackedModel.of(model.about, tensors)
     first, second = (outputs_of(runner(m), ground.split) for m in (own, ground.module(other)))
-    found = Halved(tensors, Agreement.of(first, second, ground.split.targets))
+    agreement = Agreement.of(first, second, ground.split.targets)
+    found = Halved(tensors, names, agreement, ground.part)
     return (other if found.holds else model), found
 
 
@@ -144,7 +161,7 @@ def export(
         half_ends=done.agreement if done else None,
         agreement=written.agreement,
         plain=written.plain,
-        notes=(done.note,) if done else (),
+        notes=(done.note,) if done and done.note else (),
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from motley.errors import EncodingError
 from motley.models.units import UnitTable
-from motley.wire import Dense, EncodedTensor, encode_dense
+from motley.wire import Dense, EncodedTensor, encode_dense, encode_masked
+
+FULL = Dense("float32")
 
 
 def end_names(table: UnitTable) -> tuple[str, ...]:
@@ -24,15 +26,29 @@ def end_names(table: UnitTable) -> tuple[str, ...]:
     )
 
 
+def halvable(tensors: Mapping[str, EncodedTensor], table: UnitTable) -> tuple[str, ...]:
+    """Return the ends whose values, or kept values under a mask, are stored as float32."""
+    return tuple(name for name in end_names(table) if _values(tensors[name]).encoding == FULL)
+
+
 def halved(
     tensors: Mapping[str, EncodedTensor], table: UnitTable
 ) -> dict[str, EncodedTensor] | None:
-    """Return the tensors with the ends that are dense in fp16; None where one of them overflows."""
-    found, ends = dict(tensors), end_names(table)
+    """Return the tensors with the `halvable` ones in fp16; None where one of them overflows."""
+    found = dict(tensors)
     try:
-        for name in ends:
-            if isinstance(tensors[name].encoding, Dense):
-                found[name] = encode_dense(tensors[name].decode(), "float16")
+        for name in halvable(tensors, table):
+            found[name] = _half(tensors[name])
     except EncodingError:
         return None
     return found
+
+
+def _values(tensor: EncodedTensor) -> EncodedTensor:
+    """Return what is stored of a tensor: the values under its mask, or all."""
+    return tensor if tensor.kept is None else tensor.kept
+
+
+def _half(tensor: EncodedTensor) -> EncodedTensor:
+    half = encode_dense(_values(tensor).decode(), "float16")
+    return half if tensor.mask is None else encode_masked(half, tensor.mask, tensor.shape)

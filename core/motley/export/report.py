@@ -43,8 +43,8 @@ class Exported:
     digest: str
     """Of the tensors that it holds (`About.digest`)."""
     half_ends: Agreement | None = None
-    """The model with its ends in fp16 against the one without; None where that was not asked for
-    or a value overflows. The file holds them so where no prediction changed."""
+    """The model with its ends in fp16 against the one without; None where that was not asked for,
+    no end is in fp32, or a value overflows. The file holds them so where no prediction changed."""
     agreement: Agreement | None = None
     """As in `Written`."""
     plain: tuple[str, ...] = ()
