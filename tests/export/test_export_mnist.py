@@ -71,4 +71,3 @@ def test_all_forms_predict_the_same_on_ten_thousand_images(tmp_path: Path) -> No
         assert again.tobytes() == own.tobytes()
         compared = Agreement.of(own, outputs_of(session(graph), split), split.targets)
         assert (compared.samples, compared.changed) == (10_000, 0), tier
-        print(tier, (own.argmax(1) == split.targets).mean(), compared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,20 @@ from export_cases import VARIANTS, about, data_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motley.errors import MotleyError, PackedModelError
+from motley.errors import ExportError, MotleyError, PackedModelError
 from motley.export.about import NAME, About
 from motley.export.convert import Format, Ground, export, with_half_ends
 from motley.export.halves import end_names, halved
 from motley.export.packed import PackedModel, read_packed, read_tensors, write_packed
-from motley.export.predictions import Agreement, build, outputs_of, predictions, runner, scores
+from motley.export.predictions import (
+    Agreement,
+    build,
+    check_close,
+    outputs_of,
+    predictions,
+    runner,
+    scores,
+)
 from motley.models.units import variant_table
 from motley.wire import (
     Codebook,
@@ -168,6 +177,24 @@ def test_a_file_that_does_not_fit_its_workload_is_refused(models: dict[str, Pack
             build(workload, replace_fields(model.about, **changes), model.values())
 
 
+@pytest.mark.parametrize("field", ["workload", "variant", "run", "name", "algorithm", "client"])
+def test_a_strangers_description_steers_no_terminal(field: str) -> None:
+    for text in ("\x1b[2Jgone", "a\nb", "\x9b31m", "a" * 101):
+        known = {**json.loads(about("cnn1").encode()), field: text}
+        with pytest.raises(PackedModelError, match="cannot be read: " + field) as caught:
+            About.decode(json.dumps(known).encode())
+        assert str(caught.value).isprintable()
+    odd = {**json.loads(about("cnn1").encode()), "arguments": {"\x1b[2J": []}}
+    with pytest.raises(PackedModelError) as caught:
+        About.decode(json.dumps(odd).encode())
+    assert str(caught.value).isprintable()
+
+
+def test_an_infinite_argument_stays_infinite() -> None:
+    described = replace_fields(about("cnn1"), arguments={"limit": float("inf")})
+    assert About.decode(described.encode()).arguments == {"limit": float("inf")}
+
+
 # --- first and last layer in fp16 ----------------------------------------------------------------
 
 
@@ -290,6 +317,28 @@ def test_agreement_counts_changed_predictions() -> None:
     assert (numbers.changed, numbers.apart) == (0, pytest.approx(0.0005, rel=1e-3))
     assert Agreement.of(first, first + np.float32(0.1), first).changed == 3
     assert Agreement.of(first, np.full_like(first, np.nan), first).changed == 3
+
+
+def test_one_agreement_that_is_no_number_is_not_close() -> None:
+    for apart in ((0.0, np.nan), (np.nan, 0.0), (0.0, 1.0)):
+        with pytest.raises(ExportError, match="computes other outputs"):
+            check_close("it", *(Agreement(1, 0, one) for one in apart))
+    check_close("it", Agreement(1, 0, 0.0), Agreement(1, 0, 1e-3))
+
+
+def test_outputs_are_one_row_for_each_sample() -> None:
+    split = Split(np.zeros((3, 2), np.float32), np.zeros(3, np.int64))
+    for shape in ((), (1,), (2, 3)):
+        with pytest.raises(ExportError, match="expected one row for each sample"):
+            outputs_of(lambda inputs, shape=shape: np.zeros(shape, np.float32), split)
+
+
+def test_samples_of_another_shape_are_refused_in_one_line(models: dict[str, PackedModel]) -> None:
+    model = build(Digits(), models["full"].about, models["full"].values())
+    split = Split(np.zeros((3, 2, 9), np.float32), np.zeros(3, np.int64))
+    with pytest.raises(ExportError, match=r"cannot run on samples of shape \[2, 9\]") as caught:
+        outputs_of(runner(model), split)
+    assert "\n" not in str(caught.value)
 
 
 def test_data_without_samples_is_refused(models: dict[str, PackedModel], tmp_path: Path) -> None:

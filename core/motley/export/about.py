@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,28 +17,35 @@ LONGEST = 1 << 16
 """Bytes of the description at most."""
 
 
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""As names in run files: what is printed of a stranger's file steers no terminal."""
+Label = Annotated[str, Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+"""A name that a workload's code chooses: no control characters."""
+
+
 class About(BaseModel):
     """Where a model comes from, and which code builds it."""
 
-    model_config = ConfigDict(frozen=True)  # fields that a later version adds are not in the way
+    # Fields that a later version adds are not in the way; an infinite argument stays one.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     format: int = FORMAT
-    workload: str
+    workload: Label
     """Its name; what the name stands for is each machine's own choice."""
     version: int = 1
     """Of the workload (`Workload.version`)."""
     arguments: Mapping[str, Scalar] = Field(default_factory=dict)
     """Of the workload's constructor, from the run file."""
-    variant: str
-    run: str
+    variant: Label
+    run: Word
     """Id of the run that trained it."""
-    name: str
+    name: Word
     """Name of that run."""
-    algorithm: str
+    algorithm: Label
     rounds: int
-    client: str = ""
+    client: Word | Literal[""] = ""
     """Whose personal model it is; "" for a global model."""
-    digest: str = ""
+    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """SHA-256, hex, of a payload in named mode that holds the model's tensors alone."""
 
     def encode(self) -> bytes:
@@ -58,7 +66,7 @@ class About(BaseModel):
             about = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "text"
+            where = ascii(".".join(map(str, first["loc"])) or "text")[1:-1][:100]
             raise PackedModelError(
                 f"its description cannot be read: {where}: {first['msg']}"
             ) from None

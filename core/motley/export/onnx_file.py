@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from motley.errors import ExportError, PackedModelError
+from motley.errors import ExportError, MotleyError, PackedModelError
 from motley.export import onnx_weights
 from motley.export.about import About
 from motley.export.extras import need
@@ -46,7 +46,8 @@ def write_onnx(path: Path, model: PackedModel, module: torch.nn.Module, split: S
     """
     onnx = need("onnx", "the format onnx")
     need("onnxruntime", "the format onnx")
-    own = outputs_of(runner(module), split)
+    own = runner(module)
+    outputs_of(own, split)  # a model that returns no tensor is refused before it is traced
     graph = trace(module, split.inputs)
     plain = onnx_weights.store(graph, model, model.values())
     if graph.ByteSize() > MOST_BYTES:
@@ -62,12 +63,14 @@ def write_onnx(path: Path, model: PackedModel, module: torch.nn.Module, split: S
     return Written(len(data), agreement, plain)
 
 
-def _compared(run: Run, own: Floats, split: Split) -> Agreement:
+def _compared(run: Run, own: Run, split: Split) -> Agreement:
     """Compare in passes of many samples and of one; raise ExportError where outputs differ."""
-    one = outputs_of(run, Split(split.inputs[:1], split.targets[:1]))
-    agreement = Agreement.of(own, outputs_of(run, split), split.targets)
-    check_close("onnxruntime", agreement, Agreement.of(own[:1], one, split.targets[:1]))
-    return agreement
+    parts = split, Split(split.inputs[:1], split.targets[:1])
+    whole, one = (
+        Agreement.of(outputs_of(own, part), outputs_of(run, part), part.targets) for part in parts
+    )
+    check_close("onnxruntime", whole, one)
+    return whole
 
 
 EXPAND_ONCE = ("session.disable_quant_qdq", "1")
@@ -84,8 +87,9 @@ def session(source: bytes | Path, threads: int = 0, *, expand_once: bool = True)
         expand_once: whether weights are dequantized once, instead of in each call.
 
     Raises:
-        ExportError: onnxruntime cannot run it.
-        MissingExtraError: onnxruntime is not installed.
+        ExportError: onnxruntime cannot run it, or weights of a file lie in other files.
+        MissingExtraError: onnxruntime is not installed, or onnx for a file.
+        OSError: the file cannot be read.
     """
     runtime = need("onnxruntime", "running ONNX")
     options = runtime.SessionOptions()
@@ -95,10 +99,12 @@ def session(source: bytes | Path, threads: int = 0, *, expand_once: bool = True)
         options.add_session_config_entry(*EXPAND_ONCE)
     try:
         opened = runtime.InferenceSession(
-            source if isinstance(source, bytes) else str(source),
+            source if isinstance(source, bytes) else _alone(source),
             options,
             providers=["CPUExecutionProvider"],
         )
+    except (MotleyError, OSError):
+        raise
     except Exception as error:  # onnxruntime's errors have no class of their own in common
         raise ExportError(f"onnxruntime cannot open the model: {_first_line(error)}") from None
 
@@ -109,6 +115,30 @@ def session(source: bytes | Path, threads: int = 0, *, expand_once: bool = True)
             raise ExportError(f"onnxruntime cannot run the model: {_first_line(error)}") from None
 
     return run
+
+
+def _alone(path: Path) -> bytes:
+    """Read a file; raise ExportError where it names other files, which may be any on the device."""
+    data = path.read_bytes()
+    if _names_files(need("onnx", "reading ONNX").load_model_from_string(data)):
+        raise ExportError(
+            f"{path} has weights in other files, which are not opened; expected a file that "
+            f"`fedclient export --format onnx` wrote"
+        )
+    return data
+
+
+def _names_files(part: Any) -> bool:
+    """Return whether a tensor somewhere in a protobuf message lies in another file."""
+    if part.DESCRIPTOR.name == "TensorProto":
+        return bool(part.data_location or part.external_data)
+    for _, value in part.ListFields():
+        inner = [value] if hasattr(value, "DESCRIPTOR") else value
+        if isinstance(inner, (str, bytes, int, float)):
+            continue
+        if any(_names_files(one) for one in inner if hasattr(one, "DESCRIPTOR")):
+            return True
+    return False
 
 
 def about_of(path: Path) -> About:

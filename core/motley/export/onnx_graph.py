@@ -1,7 +1,7 @@
 """A torch model as an ONNX graph, its tensors as initializers under their own names.
 
 torch's TorchScript exporter traces it, which needs no library beside `onnx` and is in every torch
-that this project takes (docs/adr/0018-onnx-by-tracing.md). Nothing is folded, so that each tensor
+that this project takes (docs/adr/0021-onnx-by-tracing.md). Nothing is folded, so that each tensor
 stays what it is in the model.
 """
 

@@ -38,8 +38,8 @@ def store(graph: Any, model: PackedModel, values: Mapping[str, Array]) -> tuple[
         values: its decoded tensors.
 
     Returns:
-        names of tensors that are packed and are not stored so: those that tracing changed or left
-        out, e.g. because the model does not use them.
+        names of tensors that are packed and are not stored so: masked ones, and those that tracing
+        changed or left out, e.g. because the model does not use them.
     """
     onnx = need("onnx", "the format onnx")
     initializers = {one.name: one for one in graph.graph.initializer}
@@ -50,6 +50,8 @@ def store(graph: Any, model: PackedModel, values: Mapping[str, Array]) -> tuple[
         found = initializers.get(name)
         form = _Form(onnx, name)
         if not form.take(tensor):
+            if not isinstance(tensor.encoding, Dense):
+                missed.append(name)
             continue
         if found is None or not np.array_equal(onnx.numpy_helper.to_array(found), values[name]):
             missed.append(name)

@@ -60,7 +60,14 @@ def runner(module: torch.nn.Module) -> Run:
 
     @torch.no_grad()
     def run(inputs: Array) -> Floats:
-        outputs = module(torch.from_numpy(np.ascontiguousarray(inputs)))
+        try:
+            outputs = module(torch.from_numpy(np.ascontiguousarray(inputs)))
+        except Exception as error:  # of many kinds: whatever the model's code does with its input
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise ExportError(
+                f"the model cannot run on samples of shape {list(inputs.shape[1:])} and type "
+                f"{inputs.dtype}: {line}. Name the data that it was made for with --data"
+            ) from None
         if not isinstance(outputs, torch.Tensor):
             raise ExportError(
                 f"the model returns a {type(outputs).__name__}; expected one tensor of outputs"
@@ -71,11 +78,25 @@ def runner(module: torch.nn.Module) -> Run:
 
 
 def outputs_of(run: Run, split: Split) -> Floats:
-    """Return a model's outputs for all samples, `BATCH` at a time; raise ExportError for none."""
+    """Return a model's outputs for all samples, `BATCH` at a time.
+
+    Raises:
+        ExportError: there is no sample, or the outputs are not one row for each.
+    """
     if not len(split):
         raise ExportError("the data holds no sample to test on; name other data with --data")
     starts = range(0, len(split), BATCH)
-    return np.concatenate([run(split.inputs[start : start + BATCH]) for start in starts])
+    return np.concatenate([_rows(run, split.inputs[start : start + BATCH]) for start in starts])
+
+
+def _rows(run: Run, inputs: Array) -> Floats:
+    outputs = run(inputs)
+    if outputs.shape[:1] != (len(inputs),):
+        raise ExportError(
+            f"the model's output for {len(inputs)} samples has shape {list(outputs.shape)}; "
+            f"expected one row for each sample"
+        )
+    return outputs
 
 
 def are_classes(outputs: Array, targets: Array) -> bool:
@@ -136,10 +157,11 @@ def check_close(runtime: str, *agreements: Agreement) -> None:
 
     Which predictions changed is not looked at: two classes may be equally likely.
     """
-    apart = max(found.apart for found in agreements)
-    if not apart <= TOLERANCE:
+    for found in agreements:
+        if found.apart <= TOLERANCE:
+            continue
         raise ExportError(
             f"{runtime} computes other outputs from the file than torch from the model (apart by "
-            f"{apart:.2g} of the largest): the model was traced once, so what it does must not "
-            f"depend on the values or the number of its inputs. Use --format packed"
+            f"{found.apart:.2g} of the largest): the model was traced once, so what it does must "
+            f"not depend on the values or the number of its inputs. Use --format packed"
         )

@@ -21,8 +21,8 @@ class Written:
     agreement: Agreement | None = None
     """The file in its runtime against the model in torch; None where it was not run."""
     plain: tuple[str, ...] = ()
-    """Packed tensors that the file has in full precision, or not at all: the model's own code
-    changes them or does not use them."""
+    """Packed tensors that the file has in full precision, or not at all: they are masked,
+    or the model's own code changes them or does not use them."""
 
 
 @dataclass(frozen=True, kw_only=True)
