@@ -58,7 +58,9 @@ def export(
     ] = ClientFormat.PACKED,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="File to write; default: the run's name, here."),
+        typer.Option(
+            "-o", "--output", help="File to write; default: the run's and the client's name, here."
+        ),
     ] = None,
     half_ends: Annotated[
         bool,
@@ -82,7 +84,9 @@ def export(
     from motley.export.convert import Format
 
     stored, kind = find_model(run, name, state), Format(form.value)
-    target = output or Path(f"{stored.record.run_name}{kind.suffix}")
+    target = output or Path(f"{stored.record.run_name}-{stored.client}{kind.suffix}")
+    if output is None and target.exists():
+        raise OptionError(f"{target} is there already; to write over it, name it with --output")
     if target.is_dir() or not target.parent.is_dir():
         raise OptionError(f"--output {target}: name a file in a folder that exists")
     done = export_model(stored, target, kind, _mappings(workload), half_ends=half_ends, data=data)
@@ -97,13 +101,14 @@ def predict(
     train: Annotated[
         bool, typer.Option("--train", help="Predict the samples for training instead.")
     ] = False,
+    state: State = None,
     workload: Workloads = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a model on this device's test data, or on other data."""
     from fedclient.take_home import predict as run
 
-    found = run(file, _mappings(workload), data, train=train)
+    found = run(file, _mappings(workload), data, train=train, state=state)
     if as_json:
         typer.echo(json.dumps(found.record(file)))
         return

@@ -153,16 +153,18 @@ class Assignment:
 
     def _keep_model(self, model: Path, done: Done) -> None:
         task, options = self.task, self._desk.options
-        arguments = task_from_proto(task, options.name).workload_arguments
+        spec = task_from_proto(task, options.name)
         finished = FinishedModel(
             run_id=task.run_id,
             run_name=task.run_name,
             client=options.name,
             workload=task.workload,
             workload_version=done.workload_version,
-            arguments=arguments,
+            arguments=spec.workload_arguments,
             variant=done.variant,
             data=options.data,
+            folder=str(Path.cwd()),
+            privacy=str(spec.plan.settings.get("privacy", "none")),
             algorithm=task.algorithm,
             rounds=task.rounds,
             file=model.name,

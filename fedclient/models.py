@@ -18,7 +18,7 @@ from motley.workload import Scalar
 class FinishedModel(BaseModel):
     """A run's result for this client; lies beside the model with the suffix `.json`."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     run_id: str
     run_name: str
@@ -31,6 +31,10 @@ class FinishedModel(BaseModel):
     variant: str = ""
     data: str = ""
     """Spec of the data that it was trained and scored on."""
+    folder: str = ""
+    """Where the client ran: paths in `data` count from there. "" in older records."""
+    privacy: str = ""
+    """The run's mode, "none" without one; "" in older records."""
     algorithm: str
     rounds: int
     file: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,17 @@ from motley.export.about import About
 from motley.export.convert import Format, Ground, export
 from motley.export.packed import PackedModel, read_packed, read_tensors
 from motley.export.report import Exported
-from motley.workload import DataSpec, Split
+from motley.workload import DataSpec, LocalData, Split
 
 if TYPE_CHECKING:
     from motley.export.predictions import Array, Run
     from motley.workload import Workload
 
 ONNX_SUFFIX = ".onnx"
+NOT_PRIVATE = (
+    "the run protects what this device sent (privacy = release), not this file: what was trained "
+    "on this device alone may give its data away"
+)
 
 
 def packed_model(stored: StoredModel) -> PackedModel:
@@ -67,9 +72,12 @@ def export_model(
     model, ground = packed_model(stored), None
     if half_ends or kind.is_checked:
         workload = _workload(model.about, mappings)
-        local = workload.load(DataSpec.parse(data or stored.record.data))
+        local = workload.load(DataSpec.parse(data)) if data else _load_own(workload, stored)
         ground = Ground.of(workload, test=local.test, training=local.train)
-    return export(model, path, kind, ground, half_ends=half_ends)
+    done = export(model, path, kind, ground, half_ends=half_ends)
+    if stored.record.privacy != "release":
+        return done
+    return replace(done, notes=(*done.notes, NOT_PRIVATE))
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,9 @@ class Predicted:
         }
 
 
-def predict(path: Path, mappings: Mapping[str, str], data: str, *, train: bool) -> Predicted:
+def predict(
+    path: Path, mappings: Mapping[str, str], data: str, *, train: bool, state: Path | None = None
+) -> Predicted:
     """Run a packed model, or an ONNX file that was made of one, on data.
 
     Args:
@@ -109,16 +119,20 @@ def predict(path: Path, mappings: Mapping[str, str], data: str, *, train: bool) 
         mappings: `module:object` by workload name.
         data: spec of the data; "" for the data that this device trained it on.
         train: whether to take the samples for training instead of those for testing.
+        state: the client's state directory; None: those of all clients of this user.
 
     Raises:
-        OptionError: no data is named, and this device did not train the model.
+        OptionError: no data is named, and no state directory says what the model was trained on.
         PackedModelError: the file is no model, or does not fit the workload.
     """
     from motley.export.predictions import are_classes, outputs_of, predictions, scores
 
     about, run, workload = _opened(path, mappings)
-    spec = data or _own_data(about)
-    local = workload.load(DataSpec.parse(spec))
+    spec, local = data, None
+    if not spec:
+        stored = _trained(about, state)
+        spec, local = stored.record.data, _load_own(workload, stored)
+    local = local or workload.load(DataSpec.parse(spec))
     split = local.train if train else local.test
     outputs = outputs_of(run, split)
     return Predicted(
@@ -147,14 +161,32 @@ def _workload(about: About, mappings: Mapping[str, str]) -> Workload:
     return plugins.create(about.workload, mappings, about.arguments)
 
 
-def _own_data(about: About) -> str:
-    for stored in stored_models(None):
-        if (stored.record.run_id, stored.client) == (
-            about.run,
-            about.client,
-        ) and stored.record.data:
-            return stored.record.data
+def _trained(about: About, state: Path | None) -> StoredModel:
+    for stored in stored_models(state):
+        record = stored.record
+        if (record.run_id, stored.client) == (about.run, about.client) and record.data:
+            return stored
+    where = str(state) if state else "the usual state directories"
     raise OptionError(
-        f"this device did not train the model of {about.client or 'all'} in run {about.name}; name "
-        f"the data to predict with --data"
+        f"{where} do not say what data the model of {about.client or 'all'} in run {about.name} "
+        f"was trained on; name the data to predict with --data, or the client's state directory "
+        f"with --state"
     )
+
+
+def _load_own(workload: Workload, stored: StoredModel) -> LocalData:
+    """Load what a model was trained on; paths count from where the client was started."""
+    spec, folder, before = DataSpec.parse(stored.record.data), stored.record.folder, Path.cwd()
+    if not folder:
+        return workload.load(spec)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise OptionError(
+            f"the client of {stored.record.run_name} ran in {folder}, which cannot be entered "
+            f"({error.strerror}); name its data with --data"
+        ) from None
+    try:
+        return workload.load(spec)
+    finally:
+        os.chdir(before)

@@ -63,10 +63,12 @@ def export_global(
     record, kind = operator.show(run), Format(form.value)
     target = output or Path(f"{record['name']}{kind.suffix}")
     check_target(target)
+    if output is None and target.exists():
+        raise ExportError(f"{target} is there already; to write over it, name it with --output")
     code = _workload(record, plugins.parse_mappings(workload or []))
     model, ground = _fetched(operator, record, round_number, code), None
     if kind is Format.ONNX:
-        spec = test_data or record["held_out"]
+        spec = test_data or record.get("held_out")
         if not spec:
             raise ExportError(
                 "the format onnx is checked on samples, and the run file names no data of the "
@@ -78,12 +80,12 @@ def export_global(
 
 
 def _workload(record: Mapping[str, Any], mappings: Mapping[str, str]) -> Workload:
-    if not record["global_variant"]:
+    if not record.get("global_variant"):
         raise ExportError(
             f"run {record['name']} has no global model ({record['algorithm'] or 'not prepared'}); "
             f"personal models are exported where they lie, with `fedclient export {record['name']}`"
         )
-    return plugins.create(record["workload"], mappings, record["arguments"])
+    return plugins.create(record["workload"], mappings, record.get("arguments", {}))
 
 
 def _fetched(
@@ -93,6 +95,8 @@ def _fetched(
     from motley.models.units import variant_table
     from motley.wire import PayloadReader
 
+    # The round that the record is of: another one may close before the model is fetched.
+    number = number or record["round"]
     variant = record["global_variant"]
     variants = workload.variants()
     if variant not in variants:
@@ -112,11 +116,11 @@ def _fetched(
     about = About(
         workload=record["workload"],
         version=type(workload).version,
-        arguments=record["arguments"],
+        arguments=record.get("arguments", {}),
         variant=variant,
         run=record["id"],
         name=record["name"],
         algorithm=record["algorithm"],
-        rounds=number or record["round"],
+        rounds=number,
     )
     return PackedModel.of(about, tensors)

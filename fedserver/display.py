@@ -178,18 +178,20 @@ def show_widths(record: dict[str, Any], number: int, png: Path | None, *, as_jso
 
 def print_promises(record: Mapping[str, Any]) -> None:
     """Print what a private run promises, a line for each tier; nothing for other runs."""
-    for tier, promise in (record["privacy"] or {}).items():
+    for tier, promise in (record.get("privacy") or {}).items():
         console().print(_promise(tier, promise), highlight=False, soft_wrap=True)
 
 
 def _promise(tier: str, p: dict[str, Any]) -> str:
     """Return a line on what a private run promises a tier's clients."""
+    sigma = p.get("theorem_sigma")  # not in records of older servers
+    theorem = "" if sigma is None else f"the theorem's with c = 8: {sigma:.4g}; "
     return (
         f"privacy of tier {tier}: epsilon {p['epsilon']:g} at delta {p['delta']:g} for one "
         f"{p['unit']}, {p['neighbouring']}; {p['mode']}, clip {p['clip']:g}, {p['steps']} noisy "
         f"steps at rate {p['sampling_rate']:g}; noise multiplier {p['noise_multiplier']:.5g} "
         f"(epsilon {p['planned_epsilon']:.4g}), sigma {p['sigma']:.4g} "
-        f"(the theorem's with c = 8: {p['theorem_sigma']:.4g}; c_eff {p['c_eff']:.3g})"
+        f"({theorem}c_eff {p['c_eff']:.3g})"
     )
 
 

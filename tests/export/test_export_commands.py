@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from federation import Federation, federation
 
@@ -19,8 +20,12 @@ import fedclient.cli
 import fedserver.cli
 from fedclient.disk import Disk
 from fedclient.errors import OptionError
-from fedclient.models import FinishedModel, find_model, record
-from motley.wire import file_sha256
+from fedclient.models import FinishedModel, find_model, record, stored_models
+from fedclient.take_home import NOT_PRIVATE, _load_own, export_model
+from motley.export.convert import Format
+from motley.export.packed import PackedModel
+from motley.wire import file_sha256, write_payload
+from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_workload"
 TIERS = {"tablet-1": "tablet", "watch-1": "wearable"}
@@ -72,6 +77,47 @@ def test_a_model_of_several_clients_needs_a_name(home: Path) -> None:
     assert find_model("first", "", home / "pi").client == "pi"
     with pytest.raises(OptionError, match="there are: none"):
         find_model("first", "nobody", None)
+
+
+class Here(Workload):
+    """Reads a number from the file that its data spec names."""
+
+    def variants(self) -> dict[str, Variant]:
+        return {}
+
+    def load(self, spec: DataSpec) -> LocalData:
+        values = np.float32([float(Path(spec.location).read_text())])
+        return LocalData(Split(values, values), Split(values, values))
+
+
+def test_own_data_is_read_from_where_the_client_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in (("ran", "1"), ("here", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "set").write_text(number)
+    monkeypatch.chdir(tmp_path / "here")
+    for folder, expected in ((str(tmp_path / "ran"), 1.0), ("", 2.0)):
+        keep(tmp_path, "pi", "aa10", "first", data="set", folder=folder)
+        (stored,) = stored_models(tmp_path / "pi")
+        assert _load_own(Here(), stored).test.inputs == expected
+        assert Path.cwd() == tmp_path / "here"
+    keep(tmp_path, "pi", "aa10", "first", data="set", folder=str(tmp_path / "gone"))
+    (stored,) = stored_models(tmp_path / "pi")
+    with pytest.raises(OptionError, match="gone, which cannot be entered"):
+        _load_own(Here(), stored)
+
+
+def test_a_model_behind_private_releases_is_said_to_be_open(
+    models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    more = {"variant": "cnn1", "workload_version": 1}
+    for privacy, notes in (("release", (NOT_PRIVATE,)), ("ldp-sgd", ()), ("", ())):
+        keep(tmp_path, "pi", "aa10", "first", privacy=privacy, **more)
+        (stored,) = stored_models(tmp_path / "pi")
+        write_payload(stored.path, models["full"].tensors.items())
+        done = export_model(stored, tmp_path / "out", Format.PACKED, {}, half_ends=False, data="")
+        assert done.notes == notes
 
 
 # --- a user's own workload, from training to prediction ------------------------------------------
@@ -160,7 +206,8 @@ def test_commands_refuse_in_one_line(bench: Federation) -> None:
         (("export", "tumours", *state, "-o", "no/such/folder"), 2, "in a folder that exists"),
         (("export", "tumours", *state, "--format", "onnx"), 4, "is not mapped on this machine"),
         (("predict", str(packed), "--data", "bundled"), 4, "is not mapped on this machine"),
-        (("predict", str(packed), *MAPPING), 2, "name the data to predict with --data"),
+        (("predict", str(packed), *MAPPING), 2, "do not say what data the model"),
+        (("predict", str(packed), *MAPPING, "--state", "none"), 2, "or the client's state"),
         (("predict", str(bench.root / "tumours.py"), *MAPPING), 4, "is no packed model"),
         (("predict", "none.motley", *MAPPING, "--data", "bundled"), 4, "No such file"),
     ):
@@ -179,7 +226,14 @@ def test_a_device_predicts_on_its_own_data(
     table = client(bench, "models")
     assert "watch-1" in table
     client(bench, "export", "tumours", *MAPPING, "--half-ends")
-    found = json.loads(client(bench, "predict", "tumours.motley", *MAPPING, "--json"))
+    file = "tumours-watch-1.motley"
+    said = client(bench, "export", "tumours", *MAPPING, status=2)
+    assert f"{file} is there already" in said
+    found = json.loads(client(bench, "predict", file, *MAPPING, "--json"))
+    state = ("--state", str(bench.root / "watch-1"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "empty"))
+    assert json.loads(client(bench, "predict", file, *MAPPING, *state, "--json")) == found
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (listed,) = json.loads(client(bench, "models", "--json"))
     assert found["data"] == listed["data"] == "bundled?clients=2&client=1"
     assert found["metrics"]["accuracy"] == pytest.approx(listed["metrics"]["accuracy"], abs=1e-9)
