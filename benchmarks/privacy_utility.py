@@ -1,6 +1,6 @@
 """Accuracy against epsilon, for both private modes and without privacy.
 
-    python benchmarks/privacy_utility.py [--seeds 3] [--plot docs/results/privacy-utility.png]
+    python benchmarks/privacy_utility.py [--seeds 3] [--minutes M] [--plot PICTURE]
 
 Simulated FedAvg on scikit-learn's digits with an MLP of 6,570 values: 10 clients with about 126
 records each for "ldp-sgd", 60 with about 21 each for "release", whose noise only many clients
@@ -9,12 +9,13 @@ after the last round, the mean over seeds. epsilon is of one *record* in "ldp-sg
 *client's releases* in "release": the two are not the same promise. delta is 1e-5 for both.
 
 The settings were chosen once, at epsilon 16, and are the same at every epsilon. A run that lies in
-benchmarks/out/privacy_utility_runs.json is not run again.
+docs/results/privacy-utility.json is not run again, unless its run file is another now.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import statistics
@@ -25,10 +26,11 @@ from itertools import product
 from pathlib import Path
 
 import structlog
-from report import OUT, Ratio, report
+from report import Ratio, report
 
 from fedserver.simulate.simulation import simulate
 
+KEPT = Path(__file__).resolve().parents[1] / "docs" / "results" / "privacy-utility.json"
 EPSILONS = (2.0, 8.0, 32.0, 128.0)
 RUN = """
 [run]
@@ -87,16 +89,48 @@ Runs = dict[str, float]
 """Accuracy by `mode epsilon seed`; epsilon 0 stands for no privacy."""
 
 
-def accuracy(mode: str, epsilon: float, seed: int) -> float:
-    """Return the accuracy of the server's model after a simulated run; epsilon 0: no privacy."""
+def run_file(mode: str, epsilon: float, seed: int) -> str:
+    """Return the text of a run; epsilon 0: no privacy."""
     study = STUDIES[mode]
     settings = study.plain
     if epsilon:
         settings = PROMISE.format(mode=mode, epsilon=epsilon) + study.private
-    text = RUN.format(
+    return RUN.format(
         rounds=study.rounds, seed=seed, clients=study.clients, steps=study.steps, settings=settings
     )
-    result = simulate(text)
+
+
+def digest(text: str) -> str:
+    """Return what tells one run file from another."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_runs(path: Path) -> Runs:
+    """Return the runs of a file whose run files are still the same."""
+    if not path.exists():
+        return {}
+    runs = {}
+    for name, run in json.loads(path.read_text()).items():
+        mode, epsilon, seed = name.split()
+        if mode in STUDIES and run["run_file"] == digest(run_file(mode, float(epsilon), int(seed))):
+            runs[name] = run["accuracy"]
+    return runs
+
+
+def write_runs(runs: Runs, path: Path) -> None:
+    """Write runs, each with the digest of its run file."""
+    entries = {}
+    for name, value in runs.items():
+        mode, epsilon, seed = name.split()
+        text = run_file(mode, float(epsilon), int(seed))
+        entries[name] = {"accuracy": value, "run_file": digest(text)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def accuracy(mode: str, epsilon: float, seed: int) -> float:
+    """Return the accuracy of the server's model after a simulated run; epsilon 0: no privacy."""
+    result = simulate(run_file(mode, epsilon, seed))
     assert result.status == "finished", result.reason
     evaluated = [entry for entry in result.record["history"] if entry["kind"] == "evaluate"]
     return float(evaluated[-1]["metrics"]["held_out_accuracy"])
@@ -104,7 +138,7 @@ def accuracy(mode: str, epsilon: float, seed: int) -> float:
 
 def run_missing(seeds: int, minutes: float, path: Path) -> Runs:
     """Return all runs; those that are not in the file are run and written, for so many minutes."""
-    runs: Runs = json.loads(path.read_text()) if path.exists() else {}
+    runs = read_runs(path)
     began = time.monotonic()
     for seed, epsilon, mode in product(range(seeds), (0.0, *EPSILONS), STUDIES):
         name = f"{mode} {epsilon:g} {seed}"
@@ -112,8 +146,7 @@ def run_missing(seeds: int, minutes: float, path: Path) -> Runs:
             continue
         runs[name] = accuracy(mode, epsilon, seed)
         print(f"{name}: {runs[name]:.3f}", flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(runs, indent=1) + "\n")
+        write_runs(runs, path)
     return runs
 
 
@@ -146,9 +179,9 @@ def plot(runs: Mapping[str, float], target: Path) -> None:
             label=f"{mode}: ε of {study.unit}, {study.clients} clients",
         )  # fmt: skip
         plain = of(runs, mode, 0.0)
-        axes.axhline(
-            statistics.fmean(plain), color=colour, linestyle="--", label=f"the same without {mode}"
-        )
+        if plain:
+            mean, label = statistics.fmean(plain), f"the same without {mode}"
+            axes.axhline(mean, color=colour, linestyle="--", label=label)
     axes.axhline(0.1, color="grey", linestyle=":", label="chance")
     axes.set(xscale="log", xlabel="ε at δ = 1e-5", ylabel="accuracy", ylim=(0, 1))
     axes.legend(fontsize="x-small", loc="lower right")
@@ -162,9 +195,11 @@ def rows(runs: Mapping[str, float]) -> list[Ratio]:
     for mode, epsilon in product(STUDIES, (0.0, *EPSILONS)):
         values, plain = of(runs, mode, epsilon), of(runs, mode, 0.0)
         if not values:
+            print(f"{mode}, epsilon {epsilon:g}: not run")
             continue
         mean = statistics.fmean(values)
-        part = f"{mean / statistics.fmean(plain):.2f} of the accuracy without; " if epsilon else ""
+        compared = epsilon and plain
+        part = f"{mean / statistics.fmean(plain):.2f} of the accuracy without; " if compared else ""
         detail = f"{part}standard error {standard_error(values):.3f}, {len(values)} seeds"
         name = f"{mode}, epsilon {epsilon:g}" if epsilon else f"as {mode}, without privacy"
         found.append(Ratio(name, mean, detail=detail))
@@ -178,7 +213,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=None)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    runs = run_missing(arguments.seeds, arguments.minutes, OUT / "privacy_utility_runs.json")
+    runs = run_missing(arguments.seeds, arguments.minutes, KEPT)
     sizes = "; ".join(
         f"{mode}: {s.clients} clients, {s.rounds} rounds of {s.steps} steps"
         for mode, s in STUDIES.items()
