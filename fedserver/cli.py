@@ -149,10 +149,7 @@ def submit(
     except OSError as error:
         raise RunFileError(f"{runfile} cannot be read: {error.strerror}") from None
     run_id = operator.submit(text, str(runfile))
-    if json_output:
-        print(json.dumps({"run_id": run_id, "status": "queued"}))
-    else:
-        print(f"run {run_id} is queued; follow it with `fedserver watch {run_id}`")
+    _print_reply((run_id, "queued"), json_output, goes_on=True)
     if watch_it:
         _follow(operator, run_id, json_output)
 
@@ -233,7 +230,7 @@ def stop(operator: Operator, run: RunArgument, json_output: JsonOption = False) 
 @steers
 def resume(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Put a paused or stopped run back into the queue."""
-    _print_reply(operator.resume(run), json_output)
+    _print_reply(operator.resume(run), json_output, goes_on=True)
 
 
 @app.command()
@@ -245,7 +242,7 @@ def extend(
     json_output: JsonOption = False,
 ) -> None:
     """Add rounds to a run; one that has finished goes on."""
-    _print_reply(operator.extend(run, rounds), json_output)
+    _print_reply(operator.extend(run, rounds), json_output, goes_on=True)
 
 
 @app.command()
@@ -309,12 +306,13 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
         raise typer.Exit(1)
 
 
-def _print_reply(reply: tuple[str, str], json_output: bool) -> None:
+def _print_reply(reply: tuple[str, str], json_output: bool, *, goes_on: bool = False) -> None:
     run_id, status = reply
     if json_output:
         print(json.dumps({"run_id": run_id, "status": status}))
     else:
-        print(f"run {run_id} is {status}")
+        hint = f"; follow it with `fedserver watch {run_id}`" if goes_on else ""
+        print(f"run {run_id} is {status}{hint}")
 
 
 def _version(value: bool) -> None:
