@@ -41,7 +41,7 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", prose))
 
 
-# --- run-file.md: its tables are checked in test_run_file_page.py -----------------------------------
+# --- run-file.md: its tables are checked in test_run_file_page.py --------------------------------
 
 
 def test_the_example_of_a_run_file_is_valid() -> None:
