@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fedclient.conditions import parse_conditions
 from fedclient.errors import EXIT_LOCAL, ClientError, OptionError
 from fedclient.options import (
     ClientOptions,
@@ -110,6 +111,14 @@ def start(
     idle_minutes: Annotated[
         float, typer.Option(min=0.01, help="Idle time after which the training process ends.")
     ] = 10.0,
+    only_when: Annotated[
+        str,
+        typer.Option(
+            metavar="CONDITION,...",
+            help="Take tasks only while these hold: charging, unmetered, idle. A task in hand is "
+            "finished.",
+        ),
+    ] = "",
     privacy_budget: Annotated[
         str,
         typer.Option(
@@ -134,6 +143,7 @@ def start(
         device=device,
         insecure=insecure,
         idle_seconds=idle_minutes * 60,
+        only_when=parse_conditions(only_when),
         privacy_budget=_checked_budget(privacy_budget),
     )
     configure(log_format)
