@@ -33,12 +33,13 @@ trap finish EXIT
 mount --rbind /proc "$tree/proc"
 mount --rbind /dev "$tree/dev"
 mkdir -p "$tree/opt/site" "$tree/opt/source"
-mount --bind "$site" "$tree/opt/site"
-mount --bind "$root" "$tree/opt/source"
-inside() {
-    chroot "$tree" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/root OMP_NUM_THREADS=1 \
-        PYTHONPATH=/opt/site:/opt/source/core:/opt/source PYTHONDONTWRITEBYTECODE=1 "$@"
-}
+for pair in "$site site" "$root source"; do
+    mount --bind "${pair% *}" "$tree/opt/${pair##* }"
+    mount -o remount,bind,ro "$tree/opt/${pair##* }"
+done
+# Not a function: in the background that would be a shell, and ending it would leave the client.
+inside=(chroot "$tree" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/root OMP_NUM_THREADS=1
+    PYTHONPATH=/opt/site:/opt/source/core:/opt/source PYTHONDONTWRITEBYTECODE=1)
 
 cat >"$scratch/run.toml" <<'RUN'
 [run]
@@ -68,11 +69,11 @@ while [[ ! -s $scratch/ready ]]; do
     kill -0 "$server"
     sleep 0.2
 done
-inside python3 -c 'import platform, torch, numpy, grpc
+"${inside[@]}" python3 -c 'import platform, torch, numpy, grpc
 print(platform.machine(), "python", platform.python_version(), "torch", torch.__version__,
       "numpy", numpy.__version__, "grpcio", grpc.__version__)'
 rm -rf "$tree/root/arm64"
-inside python3 -m fedclient.cli start --insecure --server "$(head -n 1 "$scratch/ready")" --name arm64-1 \
+"${inside[@]}" python3 -m fedclient.cli start --insecure --server "$(head -n 1 "$scratch/ready")" --name arm64-1 \
     --state /root/arm64 --workload digits=motley.workloads.digits:Digits --threads 1 \
     --data 'digits?clients=20&client=0' 2>"$scratch/client.log" &
 client=$!
@@ -82,4 +83,4 @@ echo "one round and the finished model after $SECONDS s, measuring the device in
 kill "$client"
 wait "$client" || true
 client=''
-inside python3 -m fedclient.cli models --state /root/arm64
+"${inside[@]}" python3 -m fedclient.cli models --state /root/arm64

@@ -81,6 +81,8 @@ class Check:
             target = tree / folder.relative_to("/")
             target.mkdir(parents=True, exist_ok=True)
             subprocess.run(["mount", "--bind", folder, target], check=True)
+            # Packages write where they like, as root; the host's files are not theirs to change.
+            subprocess.run(["mount", "-o", "remount,bind,ro", target], check=True)
         shutil.copy("/etc/resolv.conf", tree / "etc/resolv.conf")
         passed = {name: os.environ[name] for name in self.options.env if name in os.environ}
         stage = Stage(tree=tree, environment={"PATH": os.environ["PATH"], **passed})
@@ -145,7 +147,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="tree of the base image")
     parser.add_argument("--work", type=Path, required=True, help="new folder for the stages")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--bind", action="append", default=[], help="folder to show in the trees")
+    parser.add_argument(
+        "--bind", action="append", default=[], help="host folder to show in the trees, read-only"
+    )
     parser.add_argument("--env", action="append", default=[], help="variable to pass on")
     parser.add_argument("--try", dest="tries", action="append", default=[], metavar="COMMAND")
     options = parser.parse_args()

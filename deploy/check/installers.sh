@@ -3,7 +3,7 @@
 # for the machine and for its packages; pip is the real one. As root:
 #   debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm TREE
 #   deploy/check/installers.sh TREE WORK [jetson|raspberry-pi|android ...]
-# BIND: folders to show in the trees; PIP_* is passed on.
+# BIND: host folders to show in the trees, read-only; PIP_* is passed on.
 set -euo pipefail
 tree=${1:?usage: installers.sh TREE WORK [NAME ...]}
 work=${2:?usage: installers.sh TREE WORK [NAME ...]}
@@ -23,6 +23,8 @@ copy() { # NAME: a tree of its own, with the source in /source and stand-ins fir
     for folder in ${BIND:-}; do
         mkdir -p "$here/$folder"
         mount --bind "$folder" "$here/$folder"
+        # Packages write where they like, as root; the host's files are not theirs to change.
+        mount -o remount,bind,ro "$here/$folder"
     done
     cp /etc/resolv.conf "$here/etc/resolv.conf"
     mkdir -p "$here/source" "$here/stand-ins" "$here/home"
