@@ -245,7 +245,7 @@ def main() -> None:
     try:
         app()
     except MotleyError as error:
-        print(f"fedclient: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fedclient: {' '.join(str(error).split())} [{error.number}]", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, ClientError) else EXIT_LOCAL)
     except OSError as error:
         print(f"fedclient: {error}", file=sys.stderr)

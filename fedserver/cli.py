@@ -366,7 +366,7 @@ def main() -> None:
     try:
         app()
     except MotleyError as error:
-        print(f"fedserver: {error}", file=sys.stderr)
+        print(f"fedserver: {error} [{error.number}]", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -19,6 +19,7 @@ FRAME_SIZE = 1 << 20
 class FrameError(PayloadError):
     """A frame does not fit: wrong offset, damaged data, or more than was announced."""
 
+    number = "M0104"
     code: ClassVar[str] = "frame"
 
 
