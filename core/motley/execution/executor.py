@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
@@ -29,14 +28,16 @@ from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.privacy.ledger import PrivacyStore, TaskPrivacy
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
-from motley.training.evaluation import evaluate_all
 from motley.wire import (
     EncodedTensor,
     PayloadInfo,
     PayloadReader,
     write_payload,
 )
-from motley.workload import LocalData, Split, Variant, Workload
+from motley.workload import ArrayWorkload, LocalData, Split, Variant, Workload
+
+if TYPE_CHECKING:
+    import torch
 
 log = get_logger()
 
@@ -160,16 +161,19 @@ class Executor:
         model: Path,
     ) -> Outcome:
         task = context.task
-        # Schedules draw from no global generator; this guards workloads (dropout) that do.
-        torch.manual_seed(
-            numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
-        )
+        if self.needs_torch:
+            _seed_torch(task)
         if task.kind is TaskKind.TRAIN:
             trained = covered(algorithm, context, algorithm.train(context, received, state))
             return self.keep(task, trained, received, personal, update)
         if task.kind is TaskKind.EVALUATE:
             return self._evaluate(algorithm, context, received, state)
         return self._finish(algorithm, context, received, state, model)
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether the workload's models are torch modules; nothing else here imports torch."""
+        return not isinstance(self._workload, ArrayWorkload)
 
     def table(self, variant: str) -> UnitTable:
         """Return the unit table of a variant; raise PlanError when the workload has none."""
@@ -184,6 +188,8 @@ class Executor:
         return self._variants[name]
 
     def _build(self, variant: str) -> torch.nn.Module:
+        import torch
+
         with torch.random.fork_rng(devices=[]):
             return self._variant(variant).build()
 
@@ -279,10 +285,23 @@ class Executor:
         self, variant: str, tensors: Tensors, splits: Sequence[Split]
     ) -> list[dict[str, float]]:
         """Return what one model scores on each of the splits."""
+        if isinstance(self._workload, ArrayWorkload):
+            return [dict(self._workload.score(tensors, split)) for split in splits]
+        from motley.training.evaluation import evaluate_all
+
         module = self._build(variant)
         load_tensors(module, tensors)
         module.to(self._device)
         return evaluate_all(module, self._workload, splits, self._device)
+
+
+def _seed_torch(task: TaskSpec) -> None:
+    """Seed the global generator: schedules draw from none, but a workload (dropout) may."""
+    import torch
+
+    torch.manual_seed(
+        numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
+    )
 
 
 def personal_state(
