@@ -26,6 +26,7 @@ from fedclient.pipes import claim_standard_streams
 from fedclient.privacy import PrivacyFiles
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
+from motley.allocator import give_back, reuse_freed_memory
 from motley.errors import MotleyError, WithheldError, WorkloadError
 from motley.failures import is_permanent
 from motley.messages import task_from_proto
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5
 """Progress is told at most this often."""
+
+IDLE_SECONDS = 20.0
+"""Without a job after which free memory goes back to the kernel."""
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 """The device's disk took no more: the next task may find room."""
@@ -162,9 +166,16 @@ def main() -> None:
         sys.exit("fedclient.worker is started by the fedclient daemon, not by hand")
     if setup.memory_limit:
         set_data_limit(setup.memory_limit)
+    else:
+        reuse_freed_memory()
     process = TrainingProcess(setup, replies)
     while True:
-        request = read_request.validate_json(lines.get())
+        try:
+            line = lines.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            give_back()
+            line = lines.get()
+        request = read_request.validate_json(line)
         if isinstance(request, Job):
             process.answer(request)
 

@@ -17,6 +17,7 @@ from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo, UnitTable
 from motley.wire import (
     TILE,
+    Dense,
     EncodedTensor,
     Mask,
     PayloadInfo,
@@ -26,6 +27,9 @@ from motley.wire import (
 )
 
 Tile = npt.NDArray[np.floating]
+
+RELEASE_BYTES = 4 << 20
+"""Of each update that may stay mapped: files count as memory of the process that reads them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def fold(
         base = stack.enter_context(PayloadReader(state, table.tensor_table))
         readers = [stack.enter_context(PayloadReader(c.path, table.tensor_table)) for c in ordered]
         folding = _Folding(ordered, base, readers, reducer, finish_tile)
-        return write_payload(out, folding.tensors(table), table.tensor_table)
+        layout = [(row, Dense(row.dtype)) for row in table.tensor_table]
+        return write_payload(out, folding.tensors(table), table.tensor_table, layout)
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,14 @@ class _Folding:
 
     def tensors(self, table: UnitTable) -> Iterator[tuple[str, EncodedTensor]]:
         """Yield every tensor of the new state in the table's order."""
+        mapped = 0
         for row in table.rows:
             yield row.name, encode_dense(self._tensor(row), copy=False)
+            mapped += row.nbytes
+            if mapped >= RELEASE_BYTES:
+                mapped = 0
+                for reader in (self.base, *self.readers):
+                    reader.release()
 
     def _tensor(self, row: TensorInfo) -> npt.NDArray[np.generic]:
         senders = [

@@ -14,7 +14,7 @@ from fedserver.rounds.presence import Arrival
 from fedserver.rounds.standing import Standing
 from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.callers import Callers
-from fedserver.service.downloads import Downloads, write_within
+from fedserver.service.downloads import Downloads, writing
 from fedserver.service.exchange import Exchange
 from fedserver.service.gathered import Gathered
 from fedserver.service.intake import Requests
@@ -189,14 +189,12 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     async def Upload(self, requests: Requests, context: Context) -> None:  # noqa: N802
         """Take an update from the acknowledged offset on; the last reply is the receipt."""
 
-        async def reply(message: federation_pb2.UploadReply) -> None:
-            await write_within(context, message, self._guard.limits.idle_seconds)
-
         try:
             with refusals("Upload", str(context.peer())):
                 opening = await self._opening(requests)
             async with self._call("Upload", opening.name, opening.session, context) as caller:
-                await self._uploads.take(opening, caller, requests, reply)
+                with writing(context, self._guard.limits.idle_seconds) as reply:
+                    await self._uploads.take(opening, caller, requests, reply)
         except RefusedError as refusal:
             await abort(context, refusal)
 

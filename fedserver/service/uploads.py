@@ -15,8 +15,8 @@ from fedserver.service.exchange import Exchange
 from fedserver.service.intake import Intake, Requests
 from fedserver.service.limits import Caller
 from fedserver.service.requests import checked_metrics, checked_seconds
-from fedserver.service.transfers import settled
 from motley.errors import UpdateError
+from motley.waiting import settled
 from motley.wire import FrameWriter
 from motley.wire.stubs import federation_pb2
 

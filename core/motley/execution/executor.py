@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     import torch
 
 log = get_logger()
-
-SMALL_UPDATE = 4 << 20
-"""Bytes up to which an update may lie in memory twice while it is encoded."""
 
 
 class PersonalStore(Protocol):
@@ -214,10 +211,9 @@ class Executor:
         """Encode what came of a training task, and keep its personal state, uncounted."""
         _check_finite(trained.update, task)
         table = self.table(task.global_variant) if task.global_variant else UnitTable(())
-        encoded: Iterable[tuple[str, EncodedTensor]]
-        encoded = encode_update(task, table, trained.update, received)
-        if sum(values.nbytes for values in trained.update.values()) <= SMALL_UPDATE:
-            encoded = list(encoded)  # written without a temporary file beside it
+        # Whole, and so written without a temporary file beside it: dense values are not copied, and
+        # others take their few bits.
+        encoded = list(encode_update(task, table, trained.update, received))
         info = write_payload(update, encoded, table.tensor_table)
         if trained.personal is not None:
             _check_finite(trained.personal, task)
