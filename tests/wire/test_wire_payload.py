@@ -169,7 +169,7 @@ def test_a_layout_spares_the_temporary_file_and_is_held_to(tmp_path: Path) -> No
     planned = write_payload(tmp_path / "planned", tensors("a", "b"), table, layout)
     assert planned == plain
     assert (tmp_path / "planned").read_bytes() == (tmp_path / "plain").read_bytes()
-    with pytest.raises(EncodingError, match="'b' .* comes where the layout has"):
+    with pytest.raises(EncodingError, match=r"'b' .* comes where the layout has"):
         write_payload(tmp_path / "other", tensors("b", "a"), table, layout)
     with pytest.raises(EncodingError, match="'b' of the layout did not come"):
         write_payload(tmp_path / "short", tensors("a"), table, layout)
