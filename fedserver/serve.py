@@ -123,10 +123,10 @@ async def serve(
             await server.stop(grace=0.5)
         if secure:
             secure.close()
-        if federation:
-            federation.close()
         driver.close()
         try:
+            if federation:
+                await federation.close()
             await database(engine.save_time_left)
         except SQLAlchemyError as error:
             # The time that was noted last stands: clients get a few seconds more.

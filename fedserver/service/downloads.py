@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fedserver.errors import IdleError, OffsetError
 from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.exchange import Exchange
+from fedserver.service.gathered import Gathered
 from fedserver.service.limits import Caller
 from fedserver.service.transfers import LARGEST_FRAME, SMALLEST_FRAME
 from motley.waiting import Watch, watching
@@ -26,6 +28,7 @@ class Downloads:
     def __init__(self, exchange: Exchange) -> None:
         self._to = exchange
         self._desk = TaskDesk(exchange.engine)
+        self._counted = Gathered[tuple[str, int], None](exchange.database, self._count_all)
 
     async def send(
         self, request: federation_pb2.DownloadRequest, caller: Caller, context: Context
@@ -85,8 +88,14 @@ class Downloads:
 
     async def _count(self, request: federation_pb2.DownloadRequest, sent: int) -> None:
         if sent:
-            await self._to.database(self._desk.count_download, request.task_id, sent)
-        await self._to.quota.save(request.name)
+            await self._counted((request.task_id, sent))
+
+    def _count_all(self, sent: Sequence[tuple[str, int]]) -> list[None]:
+        totals: Counter[str] = Counter()
+        for task_id, count in sent:
+            totals[task_id] += count
+        self._desk.count_downloads(totals)
+        return [None] * len(sent)
 
 
 class Writer:

@@ -73,21 +73,23 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         )
         # Hashing, checking and writing of updates never run on the event loop.
         self._files = FileThreads()
+        self._quota = Quota(limits.bytes_per_day, self._standing, database, engine.clock)
         exchange = Exchange(
             engine=engine,
             database=database,
             payloads=payloads,
             guard=self._guard,
-            quota=Quota(limits.bytes_per_day, self._standing, database, engine.clock),
+            quota=self._quota,
             turns=Turns(limits.transfers),
             memory=FrameMemory(limits.frame_memory_mib * MIB),
             files=self._files,
         )
         self._downloads, self._uploads = Downloads(exchange), Uploads(exchange)
 
-    def close(self) -> None:
-        """End the file threads."""
+    async def close(self) -> None:
+        """End the file threads, and put on record what transfers counted."""
         self._files.close()
+        await self._quota.save_all()
 
     # --- check-in ----------------------------------------------------------------------------
 
