@@ -1,7 +1,7 @@
 """What a round costs: real daemons on loopback, against Flower and against the sum of its parts.
 
     python benchmarks/wire.py [--clients 2 8] [--mb 1 100] [--bits 32 4] [--tls] [--parts]
-        [--against flower --flower-env FOLDER]
+        [--against flower --flower-env FOLDER] [--chart PNG]
 
 Clients send back what they got, touched in one float in every MiB; below 32 bits they decode it,
 touch it, and quantize what changed. A round's seconds are those from one round's end to the next
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from statistics import median
 from report import Ratio, report, write
 from wire_flower import FlowerRounds, installed, measure_flower
 from wire_parts import measure_parts
+from wire_phases import draw
 from wire_processes import Daemons, Rounds
 
 GIB = 2**30
@@ -107,6 +108,11 @@ def rows_of(case: Case, found: Rounds) -> Iterator[Ratio]:
         4.0 if case.megabytes >= 100 else None,
         detail=f"peaks, MB: {peaks}; PSS of all {found.processes}: {found.shares / 1e9:.2f} GB",
     )
+    yield Ratio(
+        f"{case.label}: part of a round that is transfers",
+        (found.phases["download"] + found.phases["upload"]) / sum(found.phases.values()),
+        detail=", ".join(f"{name} {seconds:.3f}" for name, seconds in found.phases.items()),
+    )
     if case.clients == 50:
         yield Ratio(f"{case.label}: PSS of all, GB", found.shares / 1e9, 4.0)
 
@@ -152,10 +158,12 @@ def main() -> None:
     parser.add_argument("--flower-env", type=Path, default=Path("flower-env"))
     parser.add_argument("--flower-rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--chart", type=Path, help="PNG of where a round's time goes")
     parser.add_argument("--name", default="wire", help="of the result in benchmarks/out")
     options = parser.parse_args()
     programs = installed(options.flower_env.resolve()) if options.against else None
     rows: list[Ratio] = []
+    seen: dict[str, Mapping[str, float]] = {}
     compared = "real daemons on loopback, an identity workload; medians, the first round apart"
     for clients, megabytes in cases(options):
         flower = None
@@ -173,7 +181,10 @@ def main() -> None:
                 if options.parts and not tls:
                     rows += over_parts(case, found, options.folder)
                 write(options.name, compared, rows)
+                seen[case.label] = found.phases
     report(options.name, compared, rows)
+    if options.chart:
+        draw(seen, options.chart)
 
 
 def over_parts(case: Case, found: Rounds, folder: Path) -> Iterator[Ratio]:

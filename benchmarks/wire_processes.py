@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
 import itertools
 
 from federation import Federation
+from wire_phases import phases, when
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 900.0
@@ -137,6 +138,8 @@ class Rounds:
     shares: float
     """PSS of all processes together."""
     processes: int
+    phases: Mapping[str, float]
+    """Median seconds of the steps of a round (`wire_phases.py`)."""
 
 
 class Daemons(Federation):
@@ -198,10 +201,10 @@ class Daemons(Federation):
         # More rounds than are measured, so that no client finishes meanwhile.
         text = RUN.format(rounds=rounds + 5, clients=clients, megabytes=float(megabytes), bits=bits)
         run = self.submit(text)
-        opened = _time(self.wait("round_opened", 1)[0])
+        opened = when(self.wait("round_opened", 1)[0])
         self.wait("round_closed", 1)
         before = self.snapshot()
-        closed = [_time(event) for event in self.wait("round_closed", rounds)][:rounds]
+        closed = [when(event) for event in self.wait("round_closed", rounds)][:rounds]
         after, pids = self.snapshot(), self.pids()
         peaks = {kind: max(map(peak, found), default=0.0) for kind, found in pids.items()}
         every = [pid for found in pids.values() for pid in found]
@@ -215,8 +218,13 @@ class Daemons(Federation):
             peaks=peaks,
             shares=shares,
             processes=len(every),
+            phases=phases(
+                self.events("server", "round_opened")
+                + self.events("server", "round_closed")
+                + self.events("server", "update_received"),
+                {name: self._all(name) for name in self.processes if name != "server"},
+            ),
         )
 
-
-def _time(event: Mapping[str, Any]) -> float:
-    return datetime.fromisoformat(event["timestamp"].replace("Z", "+00:00")).timestamp()
+    def _all(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log(name).splitlines() if line.startswith("{")]
