@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
 
@@ -53,7 +53,7 @@ def processor(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def peak(pid: int) -> float:
+def peak(pid: int | Literal["self"]) -> float:
     """Return VmHWM in bytes, 0 when the process is gone."""
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:")
 
