@@ -77,7 +77,7 @@ class Fleet(Federation):
         self._faults = root / "faults"
         self._faults.mkdir()
         python_path = [str(HERE), str(INTEGRATION), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join(python_path),
@@ -94,7 +94,7 @@ class Fleet(Federation):
         elif module == "fedclient.cli":  # over TLS a client knows the address from joining
             options += ["--server", self.link(name).address]
         environment = {
-            **self._environment,
+            **self.environment,
             "FAULTS_PLAN": str(self._faults / f"{name}.json"),
             "FAULTS_LOG": str(self._faults / f"{name}.log"),
             **(self.serve_environment if name == "server" else {}),

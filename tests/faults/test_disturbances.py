@@ -225,22 +225,17 @@ def namespace() -> Iterator[str]:
 
 def behind_the_link(world: Fleet, name: str) -> None:
     """Start a client inside the namespace."""
-    from fleet import HERE, WORKLOAD, data_of
+    from fleet import WORKLOAD, data_of
 
-    words = [
-        "ip",
-        "netns",
-        "exec",
-        "mfault",
-        "env",
-        f"PYTHONPATH={HERE}:{os.environ['PYTHONPATH']}",
-    ]
-    words += ["OMP_NUM_THREADS=1", sys.executable, "-m", "fedclient.cli", "start", "--name", name]
+    words = ["ip", "netns", "exec", "mfault"]
+    words += [sys.executable, "-m", "fedclient.cli", "start", "--name", name]
     words += ["--server", world.address, "--state", str(world.root / name), "--insecure"]
     words += ["--data", data_of(name), "--workload", WORKLOAD, "--threads", "1"]
     words += ["--log-format", "json"]
     log = (world.root / f"{name}.log").open("ab")
-    world.processes[name] = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+    world.processes[name] = subprocess.Popen(
+        words, stdout=log, stderr=log, start_new_session=True, env=world.environment
+    )
 
 
 def disturb(link: str, kind: str) -> bool:
