@@ -146,7 +146,7 @@ async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
         StateDirectoryError: the state directory cannot be used.
         ProfileError: the device could not be measured.
     """
-    reuse_freed_memory()
+    reuse_freed_memory(one_heap=True)
     me = asyncio.current_task()
     assert me is not None
     loop = asyncio.get_running_loop()

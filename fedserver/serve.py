@@ -60,7 +60,7 @@ async def serve(
         DataDirectoryError, AddressError, IdentityError: nothing was started.
     """
     allow_many_files()
-    reuse_freed_memory()
+    reuse_freed_memory(one_heap=True)
     _collect_seldom()
     lock = lock_directory(root)
     payloads = PayloadStore(root, reserve=reserve)

@@ -16,7 +16,7 @@ import sys
 SWITCH = "MOTLEY_ALLOCATOR"
 """Environment variable; "plain" leaves the allocator as it is."""
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 """Parameters of mallopt(3)."""
 _SETTINGS = (
     (_MMAP_MAX, 0),  # no block comes from the kernel by itself
@@ -25,15 +25,17 @@ _SETTINGS = (
 )
 
 
-def reuse_freed_memory() -> bool:
+def reuse_freed_memory(*, one_heap: bool = False) -> bool:
     """Let this process keep the memory that it frees for its next blocks; tell whether it does.
 
-    Its resident size then stays at its high-water mark, until `give_back`.
+    Its resident size then stays at its high-water mark, until `give_back`. `one_heap`: threads
+    share one heap, whose end alone `give_back` can return; for a process that computes little.
     """
     library = _glibc()
     if library is None:
         return False
-    taken = [library.mallopt(parameter, value) == 1 for parameter, value in _SETTINGS]
+    settings = (*_SETTINGS, (_ARENA_MAX, 1)) if one_heap else _SETTINGS
+    taken = [library.mallopt(parameter, value) == 1 for parameter, value in settings]
     return all(taken)
 
 
