@@ -219,12 +219,13 @@ class Daemons(Federation):
             shares=shares,
             processes=len(every),
             phases=phases(
-                self.events("server", "round_opened")
-                + self.events("server", "round_closed")
-                + self.events("server", "update_received"),
-                {name: self._all(name) for name in self.processes if name != "server"},
+                self.events("server"),
+                {name: self.events(name) for name in self.processes if name != "server"},
             ),
         )
 
-    def _all(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log(name).splitlines() if line.startswith("{")]
+    def events(self, name: str, event: str = "") -> list[dict[str, Any]]:
+        """Return a process's log events, of one kind or all; a line half written is left out."""
+        lines = [line for line in self.log(name).splitlines() if line[:1] + line[-1:] == "{}"]
+        entries = [json.loads(line) for line in lines]
+        return [entry for entry in entries if event in ("", entry["event"])]
