@@ -60,7 +60,7 @@ check: $(VENV)/.installed stubs-check
 	@$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	@for name in core quped_step fedmpq_step fedp3_bytes training_memory cuts memory simulation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in core quped_step fedmpq_step fedp3_bytes training_memory cuts memory simulation export; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 stubs: $(STUBS)/.installed
 	@$(STUBS)/bin/python proto/generate.py

@@ -109,6 +109,8 @@ class TrainingProcess:
             seconds=outcome.seconds,
             restarted=outcome.restarted,
             withheld=outcome.withheld,
+            variant=outcome.variant,
+            workload_version=outcome.workload_version,
         )
 
     def _say(self, message: Message) -> None:

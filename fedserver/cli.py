@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fedserver import cli_identity, cli_simulate
+from fedserver import cli_export, cli_identity, cli_simulate
 from fedserver.cli_options import DataOption, JsonOption, check_target, default_data, steers
 from motley import __version__
 from motley.errors import MotleyError, RunFileError
@@ -31,6 +31,7 @@ app = typer.Typer(
 
 app.command("init")(cli_identity.init)
 app.command("simulate")(cli_simulate.simulate)
+app.command("export")(cli_export.export_global)
 app.add_typer(cli_identity.clients, name="clients")
 app.add_typer(cli_identity.tokens, name="tokens")
 app.add_typer(cli_identity.operators, name="operators")

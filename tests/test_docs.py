@@ -171,6 +171,23 @@ def test_every_option_of_a_client_is_explained() -> None:
     assert not missing, f"docs/operations.md does not name {missing}"
 
 
+# --- export.md -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["models", "export", "predict"])
+def test_every_option_that_takes_models_home_is_explained(command: str) -> None:
+    from typer.main import get_command
+
+    from fedclient.cli import app as client
+
+    text = page("export.md")
+    commands: dict[str, Any] = get_command(client).commands  # type: ignore[attr-defined]
+    options = [word for option in commands[command].params for word in option.opts]
+    missing = [word for word in options if word.startswith("--") and word not in text]
+    assert f"fedclient {command}" in text
+    assert not missing, f"docs/export.md does not name {missing}"
+
+
 # --- workloads.md --------------------------------------------------------------------------------
 
 

@@ -109,3 +109,21 @@ class PrivacyLedgerError(PrivacyError):
     """The record of what was spent is damaged or not whole, so that nothing may be spent."""
 
     code = "privacy_ledger"
+
+
+class ExportError(MotleyError):
+    """A model cannot be put into the asked format, or what was made of it predicts otherwise."""
+
+    code = "export"
+
+
+class MissingExtraError(ExportError):
+    """The asked format needs a library that is not installed."""
+
+    code = "missing_extra"
+
+
+class PackedModelError(MotleyError):
+    """A file is no packed model, is damaged, or does not fit the workload that it names."""
+
+    code = "packed_model"

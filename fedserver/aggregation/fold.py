@@ -112,10 +112,6 @@ class _View:
         if self.is_delta:
             out += base
 
-    def sent(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """Return which values of a tile it sent."""
-        return np.ones(stop - start, np.bool_) if self.mask is None else self.mask.tile(start, stop)
-
 
 class Pages:
     """Counts what was read of mapped files, and lets go of it now and then."""
@@ -168,16 +164,20 @@ class _Folding:
         values = np.empty((len(senders), min(TILE, flat.size)), dtype)
         views = [_View.of(row, reader, c) for reader, c, _ in senders]
         is_sparse = any(view.mask is not None for view in views)
+        sent = np.ones(values.shape if is_sparse else (len(views), 0), np.bool_)
         for start in range(0, flat.size, TILE):
             stop = min(start + TILE, flat.size)
             tile = values[:, : stop - start]
-            for line, view in zip(tile, views, strict=True):
+            for line, held, view in zip(tile, sent[:, : stop - start], views, strict=True):
                 view.read(flat[start:stop], start, line)
                 self.pages.read(view.reader, view.nbytes(stop - start))
+                if view.mask is not None:
+                    held[:] = view.mask.tile(start, stop)
             with np.errstate(over="ignore", invalid="ignore"):
                 if is_sparse:
-                    sent = np.stack([view.sent(start, stop) for view in views])
-                    reduced = reduce_present(self.reduce, tile, weights, sent, flat[start:stop])
+                    reduced = reduce_present(
+                        self.reduce, tile, weights, sent[:, : stop - start], flat[start:stop]
+                    )
                 else:
                     reduced = self.reduce(tile, weights)
             new[start:stop] = self.finish_tile(flat[start:stop], reduced)

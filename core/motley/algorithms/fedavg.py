@@ -72,7 +72,8 @@ class FedAvg(Algorithm):
         if isinstance(context.workload, ArrayWorkload):
             return self._fit(context, context.workload, broadcast)
         from motley.models.units import load_tensors, read_tensors
-        from motley.training.private import Descent, train_privately
+        from motley.privacy.dp_sgd import Descent
+        from motley.training.private import train_privately
         from motley.training.sgd import local_sgd
 
         module = context.workload.variants()[context.task.global_variant].build()

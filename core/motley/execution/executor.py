@@ -66,6 +66,10 @@ class Outcome:
     """Whether the personal state was lost and started afresh."""
     withheld: bool = False
     """Whether metrics are for this device alone: they are data, and no guarantee covers them."""
+    variant: str = ""
+    """Of a finished model; "" for other kinds of task."""
+    workload_version: int = 0
+    """Of the code that built the finished model."""
 
 
 class Executor:
@@ -248,7 +252,11 @@ class Executor:
     ) -> Outcome:
         """Write the packed model and report on what the *re-read* file predicts."""
         variant, tensors, metrics = self.pack(algorithm, context, received, state, model)
-        return Outcome(metrics={**self._score(variant, tensors), **metrics})
+        return Outcome(
+            metrics={**self._score(variant, tensors), **metrics},
+            variant=variant,
+            workload_version=type(self._workload).version,
+        )
 
     def pack(
         self,
@@ -270,7 +278,7 @@ class Executor:
         }
         metrics = {**finished.metrics, **sizes}
         if algorithm.keeps_personal_state and state is None:
-            # Never sampled, or never counted: the model is the one that training starts from.
+            # Never sampled, or never counted: the model is the one that training would start from.
             metrics["untrained"] = 1.0
         return finished.variant, tensors, metrics
 
