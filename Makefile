@@ -8,7 +8,7 @@ FAULTS ?= 100
 HOSTILE ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check docs bench stubs stubs-check format clean
+.PHONY: help demo test faults check docs bench paper stubs stubs-check format clean
 
 help:
 	@echo "make demo [SEED=1]  one server and six clients on this machine train together"
@@ -17,6 +17,7 @@ help:
 	@echo "make check          lint, format, types, freshness of generated stubs, the site"
 	@echo "make docs           the pages of docs/ as a site in site/"
 	@echo "make bench          the benchmarks; results in benchmarks/out"
+	@echo "make paper DATA=FOLDER [TABLE=name MINUTES=60 SEARCH=1]  the papers' tables; stop and go on at will"
 	@echo "make stubs          generate the protobuf stubs again"
 
 # The stamp is newer than pyproject.toml once everything in it is installed.
@@ -66,6 +67,11 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	@for name in core quped_step fedmpq_step fedp3_bytes training_memory cuts memory simulation export; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# Goes on where it was stopped; without TABLE all of them, in order of worth.
+paper: $(VENV)/.installed
+	@$(BIN)/python benchmarks/papers/paper.py $(TABLE) $(if $(DATA),--data $(DATA)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEARCH),--search)
 
 stubs: $(STUBS)/.installed
 	@$(STUBS)/bin/python proto/generate.py

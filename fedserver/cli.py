@@ -24,7 +24,7 @@ else:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="Federated training across devices that are all different: the server.",
 )
@@ -125,6 +125,34 @@ def serve(
             on_ready=ready_file,
         )
     )
+
+
+@app.command()
+def doctor(
+    data: DataOption = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The client port, as `serve` is given it.")
+    ] = "",
+    join_listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The join port. Default: the one after it.")
+    ] = "",
+    no_join: Annotated[bool, typer.Option("--no-join", help="There is no join port.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="It serves plain text.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Look for what may keep a server from working; exits with 1 on a problem."""
+    from fedserver.doctor import Patient, examine
+    from fedserver.listeners import next_port
+    from motley.checkup import findings
+
+    listen = listen or ("127.0.0.1:9400" if insecure else "0.0.0.0:9400")
+    join = "" if no_join else join_listen or next_port(listen)
+    patient = Patient(
+        data=data or default_data(), listen=listen, join_listen=join, insecure=insecure
+    )
+    found = list(examine(patient))
+    print(findings.as_json(found)) if json_output else findings.print_table(found)
+    raise typer.Exit(findings.exit_status(found))
 
 
 def _check_authority(root: Path) -> None:
@@ -337,7 +365,7 @@ def main() -> None:
     try:
         app()
     except MotleyError as error:
-        print(f"fedserver: {error}", file=sys.stderr)
+        print(f"fedserver: {error} [{error.number}]", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
