@@ -1,4 +1,4 @@
-"""The command line: `fedclient join | start | profile | models | export | predict | privacy`."""
+"""`fedclient join | start | profile | models | export | predict | privacy | doctor`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fedclient import cli_export
+from fedclient.conditions import parse_conditions
 from fedclient.errors import EXIT_LOCAL, ClientError, OptionError
 from fedclient.options import (
     ClientOptions,
@@ -28,7 +29,7 @@ app = typer.Typer(
     help="A Motley client: trains on this device's own data and takes part in a server's runs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
 )
 
 Workloads = Annotated[
@@ -116,6 +117,14 @@ def start(
     idle_minutes: Annotated[
         float, typer.Option(min=0.01, help="Idle time after which the training process ends.")
     ] = 10.0,
+    only_when: Annotated[
+        str,
+        typer.Option(
+            metavar="CONDITION,...",
+            help="Take tasks only while these hold: charging, unmetered, idle. A task in hand is "
+            "finished.",
+        ),
+    ] = "",
     privacy_budget: Annotated[
         str,
         typer.Option(
@@ -140,6 +149,7 @@ def start(
         device=device,
         insecure=insecure,
         idle_seconds=idle_minutes * 60,
+        only_when=parse_conditions(only_when),
         privacy_budget=_checked_budget(privacy_budget),
     )
     configure(log_format)
@@ -186,16 +196,54 @@ def privacy(
         typer.echo(as_text(record))
 
 
+@app.command()
+def doctor(
+    name: Annotated[str, typer.Option(help="This client's name; default: as joined.")] = "",
+    state: Annotated[Path | None, typer.Option(help="State directory.")] = None,
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The client port; default: as joined.")
+    ] = "",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Ask without TLS.")] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Look for what may keep this device from taking part; exits with 1 on a problem."""
+    from fedclient.doctor import Patient, examine
+    from motley.checkup import findings
+
+    if insecure and not server:
+        raise OptionError("--insecure needs --server HOST:PORT: nothing is known from joining")
+    patient = Patient(
+        state=state or _only_state(name),
+        name=name,
+        server=server and check_server(server),
+        insecure=insecure,
+        device=device,
+    )
+    found = list(examine(patient))
+    typer.echo(findings.as_json(found)) if as_json else findings.print_table(found)
+    raise typer.Exit(findings.exit_status(found))
+
+
 def main() -> None:
     """Run the command line; errors on purpose end in one line and a status of their own."""
     try:
         app()
     except MotleyError as error:
-        print(f"fedclient: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fedclient: {' '.join(str(error).split())} [{error.number}]", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, ClientError) else EXIT_LOCAL)
     except OSError as error:
         print(f"fedclient: {error}", file=sys.stderr)
         sys.exit(EXIT_LOCAL)
+
+
+def _only_state(name: str) -> Path:
+    """Return a client's default state directory; without a name that of the only client here."""
+    folders = sorted(clients_directory().glob("*"))
+    if not name and len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise OptionError(f"this machine has several clients ({names}): choose one with --name")
+    return clients_directory() / check_name(name) if name else (*folders, clients_directory())[0]
 
 
 def _server(given: str, name: str, state: Path, insecure: bool) -> str:

@@ -19,6 +19,7 @@ from fedclient.channel import RenewableChannel, open_channel
 from fedclient.connection import Connection
 from fedclient.desk import Assignment, Desk, Phase, send
 from fedclient.device import Device, training_threads
+from fedclient.gate import Gate
 from fedclient.options import ClientOptions
 from fedclient.outbox import Outbox
 from fedclient.protocol import Setup
@@ -26,6 +27,7 @@ from fedclient.runner import WorkerRunner
 from fedclient.state import StateDirectory
 from fedclient.transfer.peer import Patience, Peer, pause
 from fedclient.transfer.speed import LinkRecord
+from motley.allocator import give_back, reuse_freed_memory
 from motley.wire.stubs import common_pb2, federation_pb2
 from motley.wire.stubs.federation_pb2_grpc import FederationStub
 
@@ -51,10 +53,12 @@ class Daemon:
 
     desk: Desk
     pace: Pace = field(default_factory=Pace)
+    gate: Gate = field(default_factory=lambda: Gate(()))
 
     def __post_init__(self) -> None:
         self._failures: Backoff = self.desk.peer.backoff()
         self._notices: tuple[str, ...] = ()
+        self._came = False
 
     async def run(self) -> None:
         """Go on until cancelled.
@@ -62,21 +66,50 @@ class Daemon:
         Raises:
             RefusedError: the server will not have this client.
         """
+        await self.gate.opened(self._leave)
         for update in self.desk.outbox.recover():
             log.info("update_kept", task=update.meta.task_id, size=update.meta.size)
             await self._check_in(update.meta.task_id)
             await send(self.desk, update)
         while True:
-            reply = await self._check_in()
+            reply = await self._next()
             if reply.WhichOneof("outcome") == "task":
                 await self._work(reply.task)
             else:
+                give_back()  # nothing to do: what transfers left is not needed soon
                 wait = reply.retry_after_seconds
                 await self.desk.peer.sleep(max(wait, self.pace.least_seconds))
+
+    async def _next(self) -> federation_pb2.CheckInReply:
+        """Check in while the owner's conditions hold; else be away until they do.
+
+        They are watched during the check-in, which the server may hold for long. A task that was
+        taken is finished whatever becomes of them: half of one is of no use to anybody.
+        """
+        while True:
+            await self.gate.opened(self._leave)
+            asking = asyncio.create_task(self._check_in())
+            watching = asyncio.create_task(self.gate.shut())
+            try:
+                await asyncio.wait({asking, watching}, return_when=asyncio.FIRST_COMPLETED)
+                if asking.done():
+                    return asking.result()
+                watching.result()
+            finally:
+                for job in (asking, watching):
+                    job.cancel()
+                await asyncio.gather(asking, watching, return_exceptions=True)
+
+    async def _leave(self) -> None:
+        """Be away at once, so that no round counts on this device."""
+        if self._came:
+            self._came = False
+            await self.desk.connection.goodbye()
 
     async def _check_in(self, working_on: str = "") -> federation_pb2.CheckInReply:
         """Check in as often as it takes; a server that is away is waited for."""
         backoff = self.desk.peer.backoff()
+        self._came = True
         while True:
             try:
                 reply = await self.desk.connection.check_in(working_on)
@@ -144,6 +177,7 @@ async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
         StateDirectoryError: the state directory cannot be used.
         ProfileError: the device could not be measured.
     """
+    reuse_freed_memory(one_heap=True)
     me = asyncio.current_task()
     assert me is not None
     loop = asyncio.get_running_loop()
@@ -186,13 +220,15 @@ async def _work(
     channel: grpc.aio.Channel | RenewableChannel,
 ) -> None:
     device = Device(options, state.root / "profile.json", disk=state.disk)
+    gate = Gate(options.only_when)
     try:
+        await gate.check()
         await device.load()
         desk = make_desk(options, state, device, channel)
         told = {"client": options.name, "server": options.server, "state": str(state.root)}
         log.info("client_started", **told)
         try:
-            await Daemon(desk, pace).run()
+            await Daemon(desk, pace, gate).run()
         finally:
             await asyncio.gather(desk.runner.stop(), desk.connection.goodbye())
     finally:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedclient.conditions import Condition
 from fedclient.errors import OptionError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -43,6 +44,8 @@ class ClientOptions:
     """Whether to connect without TLS and certificates."""
     idle_seconds: float = 600.0
     """Idle time after which the training process is ended."""
+    only_when: tuple[Condition, ...] = ()
+    """What has to hold before a task is taken."""
     privacy_budget: str = ""
     """`EPSILON,DELTA` that all runs together may spend; `none`: no bound; "": as it was."""
 

@@ -24,7 +24,7 @@ else:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="Federated training across devices that are all different: the server.",
 )
@@ -127,6 +127,34 @@ def serve(
     )
 
 
+@app.command()
+def doctor(
+    data: DataOption = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The client port, as `serve` is given it.")
+    ] = "",
+    join_listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The join port. Default: the one after it.")
+    ] = "",
+    no_join: Annotated[bool, typer.Option("--no-join", help="There is no join port.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="It serves plain text.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Look for what may keep a server from working; exits with 1 on a problem."""
+    from fedserver.doctor import Patient, examine
+    from fedserver.listeners import next_port
+    from motley.checkup import findings
+
+    listen = listen or ("127.0.0.1:9400" if insecure else "0.0.0.0:9400")
+    join = "" if no_join else join_listen or next_port(listen)
+    patient = Patient(
+        data=data or default_data(), listen=listen, join_listen=join, insecure=insecure
+    )
+    found = list(examine(patient))
+    print(findings.as_json(found)) if json_output else findings.print_table(found)
+    raise typer.Exit(findings.exit_status(found))
+
+
 def _check_authority(root: Path) -> None:
     if not (root / "identity" / "authority.pem").exists():
         raise MotleyError(
@@ -149,10 +177,7 @@ def submit(
     except OSError as error:
         raise RunFileError(f"{runfile} cannot be read: {error.strerror}") from None
     run_id = operator.submit(text, str(runfile))
-    if json_output:
-        print(json.dumps({"run_id": run_id, "status": "queued"}))
-    else:
-        print(f"run {run_id} is queued; follow it with `fedserver watch {run_id}`")
+    _print_reply((run_id, "queued"), json_output, goes_on=True)
     if watch_it:
         _follow(operator, run_id, json_output)
 
@@ -233,7 +258,7 @@ def stop(operator: Operator, run: RunArgument, json_output: JsonOption = False) 
 @steers
 def resume(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Put a paused or stopped run back into the queue."""
-    _print_reply(operator.resume(run), json_output)
+    _print_reply(operator.resume(run), json_output, goes_on=True)
 
 
 @app.command()
@@ -245,7 +270,7 @@ def extend(
     json_output: JsonOption = False,
 ) -> None:
     """Add rounds to a run; one that has finished goes on."""
-    _print_reply(operator.extend(run, rounds), json_output)
+    _print_reply(operator.extend(run, rounds), json_output, goes_on=True)
 
 
 @app.command()
@@ -309,12 +334,13 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
         raise typer.Exit(1)
 
 
-def _print_reply(reply: tuple[str, str], json_output: bool) -> None:
+def _print_reply(reply: tuple[str, str], json_output: bool, *, goes_on: bool = False) -> None:
     run_id, status = reply
     if json_output:
         print(json.dumps({"run_id": run_id, "status": status}))
     else:
-        print(f"run {run_id} is {status}")
+        hint = f"; follow it with `fedserver watch {run_id}`" if goes_on else ""
+        print(f"run {run_id} is {status}{hint}")
 
 
 def _version(value: bool) -> None:
@@ -339,7 +365,7 @@ def main() -> None:
     try:
         app()
     except MotleyError as error:
-        print(f"fedserver: {error}", file=sys.stderr)
+        print(f"fedserver: {error} [{error.number}]", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

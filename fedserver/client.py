@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 
 from fedserver.control_socket import control_socket
+from fedserver.errors import numbers_by_code
 from motley.errors import MotleyError
 from motley.wire.stubs import common_pb2, control_pb2, control_pb2_grpc
 
@@ -21,8 +23,18 @@ class ControlError(MotleyError):
     """The server refused, or is not there."""
 
     code = "control"
+    number = "M1506"
+
+    @classmethod
+    def refusal(cls, words: str) -> ControlError:
+        """Return the error of a refusal in the server's words, under the number of their code."""
+        error, named = cls(words), _REFUSAL.match(words)
+        error.number = numbers_by_code().get(named[1] if named else "", cls.number)
+        return error
 
 
+_REFUSAL = re.compile(r"\[([a-z_]+)\] ")
+"""How the server's words begin: the code of its error."""
 _OPTIONS = [("grpc.max_receive_message_length", -1)]  # records of long runs are long
 
 
@@ -86,7 +98,7 @@ class Operator:
                 f"no server answers for data directory {self._root}; start one with "
                 f"`fedserver serve --data {self._root}`, or name another with --data"
             )
-        return ControlError(error.details() or str(error.code()))
+        return ControlError.refusal(error.details() or str(error.code()))
 
     def submit(self, text: str, source: str) -> str:
         """Queue a run and return its id."""

@@ -14,6 +14,7 @@ class DurationError(MotleyError):
     """A duration is not written as `90d`, `12h`, `15m` or `30s`."""
 
     code = "duration"
+    number = "M1505"
 
 
 def parse_duration(text: str, option: str) -> float:

@@ -59,6 +59,11 @@ class Broadcast:
         """The values of all tensors, decoded once."""
         return {name: tensor.decode() for name, tensor in self.encoded.items()}
 
+    def values(self, name: str) -> Array:
+        """Return one tensor's values, without keeping them where nobody asked for all."""
+        kept = self.__dict__.get("tensors")
+        return self.encoded[name].decode() if kept is None else kept[name]
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateFacts:

@@ -1,0 +1,140 @@
+"""`fedserver doctor`: what may keep this server from working, and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedserver.client import ControlError, Operator
+from fedserver.control_socket import control_socket
+from fedserver.listeners import split_address
+from motley.checkup import machine
+from motley.checkup.findings import Finding, fine, problem, warning
+from motley.errors import IdentityError
+
+LIBRARIES = ("numpy", "grpcio", "protobuf", "sqlalchemy", "alembic", "grpcio-health-checking")
+FEW_FILES = 1024
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """What the doctor is asked about."""
+
+    data: Path
+    listen: str
+    """Client port, `HOST:PORT`."""
+    join_listen: str = ""
+    """Join port; "" when no device may join."""
+    insecure: bool = False
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    """Yield one finding after another; none raises, and nothing in the directory is changed."""
+    yield machine.versions(LIBRARIES)
+    yield machine.torch_build()
+    yield machine.disk("data directory", patient.data)
+    yield machine.codec()
+    yield _open_files()
+    runs = _is_running(patient.data)
+    yield runs or warning(
+        "server", "none runs on this data directory", f"fedserver serve --data {patient.data}"
+    )
+    ports = [("client port", patient.listen)]
+    if patient.join_listen and not patient.insecure:
+        ports.append(("join port", patient.join_listen))
+    for what, address in ports:
+        yield _port(what, address, running=runs is not None)
+    if not patient.insecure:
+        yield from _authority(patient.data)
+
+
+def _open_files() -> Finding:
+    """Each client takes a file; the server raises its limit as far as the hard one allows."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    unbounded = most == resource.RLIM_INFINITY
+    text = "no limit" if unbounded else f"up to {most}"
+    if not unbounded and most < FEW_FILES:
+        return warning("open files", text, "raise it (ulimit -Hn): each client takes one")
+    return fine("open files", text)
+
+
+def _is_running(data: Path) -> Finding | None:
+    """Ask over the control socket; None when nobody answers there."""
+    if not control_socket(data).exists():
+        return None
+    if not os.access(control_socket(data), os.R_OK | os.W_OK):
+        return problem("server", f"{control_socket(data)} is another user's", "ask as its owner")
+    with contextlib.suppress(ControlError), Operator(data) as operator:
+        runs = operator.runs()
+        return fine("server", f"answers; {len(runs)} runs on record")
+    return None
+
+
+def _port(what: str, address: str, *, running: bool) -> Finding:
+    """Tell whether a port answers, or where no server runs whether one could have it."""
+    host, port = split_address(address)
+    host = host.strip("[]")
+    if running:
+        near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        try:
+            socket.create_connection((near, port), CONNECT_SECONDS).close()
+        except OSError as error:
+            do = "is it the address that `fedserver serve` was given? Say it with --listen"
+            return problem(what, f"{address}: {error.strerror or error}", do)
+        return fine(what, f"{address} takes connections")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        do = "end what listens there, or give `fedserver serve` another address"
+        return problem(what, f"{address}: {error.strerror or error}", do)
+    return fine(what, f"{address} is free")
+
+
+def _authority(data: Path) -> Iterator[Finding]:
+    """Yield what is to be said of the authority, the certificates and the clock."""
+    from motley.checkup import trust
+
+    folder, now = data / "identity", time.time()
+    authority = trust.read(folder / "authority.pem")
+    if authority is None:
+        do = f"fedserver init --data {data}, or say --insecure"
+        yield problem("authority", f"{folder} holds none", do)
+        return
+    backup = "put identity/ back from a backup"
+    authority_file = folder / "authority.pem"
+    yield trust.certificate("authority", authority_file, now, mend=backup, renews="")
+    yield trust.permissions("authority's key", folder / "authority.key")
+    server = trust.read(folder / "server.pem")
+    if server is not None:
+        path, mend = folder / "server.pem", "start the server again: it signs a new one"
+        yield trust.certificate("certificate", path, now, mend=mend, renews="by the server")
+        yield trust.permissions("key", path)
+    known = {"the authority's certificate": authority, "the server's": server}
+    yield trust.clock({whose: found for whose, found in known.items() if found}, now)
+    yield from _operators(data, now)
+
+
+def _operators(data: Path, now: float) -> Iterator[Finding]:
+    """Yield a line for each operator whose certificate is about to run out: none renews itself."""
+    from fedserver.identity.operators import Operators
+    from motley.checkup.trust import DAY, moment
+
+    try:
+        entries = Operators(data).entries().values()
+    except IdentityError as error:
+        yield problem("operators", str(error), "put identity/operators.json back from a backup")
+        return
+    for entry in entries:
+        if entry.not_after - now < 30 * DAY:
+            do = f"fedserver operators revoke {entry.name}, then `operators create {entry.name}`"
+            yield warning(f"operator {entry.name}", f"until {moment(entry.not_after)}", do)
