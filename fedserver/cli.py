@@ -19,6 +19,7 @@ from motley.logs import LogFormat, configure
 
 if TYPE_CHECKING:
     from fedserver.client import Operator
+    from fedserver.watching import WatchPorts
 else:
     Operator = Any  # typer reads annotations at run time
 
@@ -83,6 +84,17 @@ def serve(
         Optional[Path],  # noqa: UP045
         typer.Option(help="TOML file with what one client may ask for: docs/operations.md."),
     ] = None,
+    dashboard: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve the live page there, e.g. 127.0.0.1:9480; elsewhere it asks for a token.",
+        ),
+    ] = "",
+    metrics: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Serve /metrics for Prometheus, e.g. on port 9464."),
+    ] = "",
     reserve: Annotated[
         int, typer.Option(help="MiB of the disk that are to stay free.", min=0)
     ] = 64,
@@ -121,6 +133,7 @@ def serve(
             ports=ports,
             limits=allowed,
             reserve=reserve << 20,
+            watch=_watch_ports(dashboard, metrics),
             on_ready=ready_file,
         )
     )
@@ -152,6 +165,14 @@ def doctor(
     found = list(examine(patient))
     print(findings.as_json(found)) if json_output else findings.print_table(found)
     raise typer.Exit(findings.exit_status(found))
+
+
+def _watch_ports(dashboard: str, metrics: str) -> WatchPorts | None:
+    if not (dashboard or metrics):
+        return None
+    from fedserver.watching import WatchPorts
+
+    return WatchPorts(dashboard=dashboard, metrics=metrics)
 
 
 def _check_authority(root: Path) -> None:

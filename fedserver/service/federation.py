@@ -73,13 +73,14 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         )
         # Hashing, checking and writing of updates never run on the event loop.
         self._files = FileThreads()
+        self.turns = Turns(limits.transfers)
         exchange = Exchange(
             engine=engine,
             database=database,
             payloads=payloads,
             guard=self._guard,
             quota=Quota(limits.bytes_per_day, self._standing, database, engine.clock),
-            turns=Turns(limits.transfers),
+            turns=self.turns,
             memory=FrameMemory(limits.frame_memory_mib * MIB),
             files=self._files,
         )
