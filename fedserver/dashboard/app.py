@@ -20,7 +20,7 @@ from fedserver.dashboard.door import Door, log_in, login_page
 from fedserver.dashboard.events import Event, EventFeed
 from fedserver.dashboard.series import client_series, round_columns
 from fedserver.dashboard.token import DashboardToken
-from fedserver.errors import ProtocolError
+from fedserver.errors import ProtocolError, WidthsError
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import ENDED, Engine
 from fedserver.rounds.reader import Reader
@@ -38,7 +38,7 @@ KIND, METRIC = "evaluate", "accuracy"
 """What is drawn unless a page asks for another figure."""
 NO_HISTORY = 2**62
 """No round's record has so high a number."""
-_STATUS = {"unknown_run": 404, "widths": 404}
+_STATUS = {"unknown_run": 404}
 
 
 class Dashboard:
@@ -144,7 +144,13 @@ def _json(body: bytes) -> Response:
 
 
 def _widths_of(engine: Engine, run: str, number: int) -> dict[str, Any]:
-    return round_widths(round_record(engine, run, number), number).to_json()
+    record = round_record(engine, run, number)
+    try:
+        return {**round_widths(record, number).to_json(), "reason": ""}
+    except WidthsError as error:
+        # No fault of the page's: it asks of every run.
+        told = {"run": record["name"], "round": number or record["round"], "status": ""}
+        return {**told, "layers": [], "clients": [], "reason": str(error)}
 
 
 def _message(event: Event) -> str:

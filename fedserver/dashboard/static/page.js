@@ -12,7 +12,7 @@ const GOOD = new Set(["running", "finished"]);
 const BAD = new Set(["failed", "paused"]);
 
 const $ = (id) => document.getElementById(id);
-const state = { runs: [], clients: [], run: null, record: null, rounds: null, dense: 0, series: null, metric: null, mapped: "", looked: 0 };
+const state = { runs: [], clients: [], run: null, record: null, rounds: null, dense: 0, series: null, metric: null, wanted: null, mapped: "", looked: 0 };
 
 async function ask(path) {
   const reply = await fetch(`/api/${path}`);
@@ -57,10 +57,9 @@ function chooseMetric() {
     }
   });
   const names = [...known].sort();
-  if (!names.includes(state.metric)) {
-    state.metric = names.find((name) => name === "evaluate:accuracy") ?? names.find((name) => name.includes("accuracy")) ?? names[0] ?? null;
-    state.series = null;
-  }
+  const usual = names.find((name) => name === "evaluate:accuracy") ?? names.find((name) => name.includes("accuracy")) ?? names[0] ?? null;
+  const wanted = names.includes(state.wanted) ? state.wanted : usual;
+  if (state.metric !== wanted) Object.assign(state, { metric: wanted, series: null });
   const shown = [...$("metric").options].map((option) => option.value);
   if (shown.join() !== names.join()) {
     $("metric").replaceChildren(...names.map((name) => new Option(name.replace(":", ": "), name)));
@@ -91,19 +90,17 @@ function addFigures(known, found) {
 
 async function lookAtWidths(id) {
   const wanted = Number($("widths-round").value) || 0;
-  const key = `${id} ${wanted || state.record.round}`;
-  if (state.mapped === key && state.record.round) return;
-  try {
-    const widths = await ask(`runs/${id}/widths?round=${wanted}`);
-    if (state.run !== id) return;
-    heatMap($("widths"), widths);
-    $("widths-none").textContent = `Round ${widths.round} (${widths.status}); · is full precision, 6₄ is 6 bits planned and 4 sent.`;
-  } catch (error) {
-    if (!["widths", "unknown_run", "protocol"].includes(error.code)) throw error;
-    heatMap($("widths"), null);
-    $("widths-none").textContent = error.message;
-  }
+  const { round, current } = state.record;
+  const key = `${id} ${wanted || round}`;
+  if (state.mapped === key && round) return;
   state.mapped = key;
+  let found = { clients: [], reason: "No training round has been opened yet." };
+  if (round || current?.kind === "train") {
+    found = await ask(`runs/${id}/widths?round=${wanted}`).catch((error) => ({ clients: [], reason: error.message }));
+  }
+  if (state.run !== id) return;
+  heatMap($("widths"), found);
+  $("widths-none").textContent = found.reason || `Round ${found.round} (${found.status}); · is full precision, 6₄ is 6 bits planned and 4 sent.`;
 }
 
 // --- showing it --------------------------------------------------------------------------------
@@ -278,6 +275,8 @@ async function lookNow() {
     showRun();
     showClients();
     document.body.dataset.shown = state.run ?? "nothing";
+    performance.clearMarks("shown");
+    performance.mark("shown");
   } catch (error) {
     tell(`The server does not answer: ${error.message}`);
   }
@@ -331,7 +330,7 @@ $("pause").addEventListener("click", () => {
   $("pause").textContent = paused ? "Go on" : "Pause";
   showEvents();
 });
-$("metric").addEventListener("change", () => { Object.assign(state, { metric: $("metric").value, series: null }); look(); });
+$("metric").addEventListener("change", () => { state.wanted = $("metric").value; look(); });
 $("widths-round").addEventListener("change", look);
 document.addEventListener("visibilitychange", lookSoon);
 addEventListener("resize", charts.resize);
