@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fedserver.client import Operator
 pytestmark = pytest.mark.processes
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+GRAFANA = EXAMPLES.parent / "deploy" / "compose" / "grafana" / "dashboards"
 RUN = (
     (EXAMPLES / "fedmpq-digits.toml")
     .read_text()
@@ -168,6 +170,20 @@ def test_metrics_count_what_is_on_record(watched: tuple[Federation, str]) -> Non
     assert found("motley_database_queue") >= 0
     assert found("process_resident_memory_bytes") > 1e7
     assert ask(bench.ports["metrics"], "/").status == 404
+
+
+def test_grafana_draws_what_is_served(watched: tuple[Federation, str]) -> None:
+    served = ask(watched[0].ports["metrics"], "/metrics").body.decode()
+    known = set(re.findall(r"^# TYPE (\w+) ", served, flags=re.M))
+    board = json.loads((GRAFANA / "motley.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    drawn = set(re.findall(r"(?:motley|process)_\w+", " ".join(queries)))
+    assert len(drawn) > 8
+    assert {name.removesuffix("_bucket") for name in drawn} <= known
+    page = (EXAMPLES.parent / "docs" / "dashboard.md").read_text()
+    explained = set(re.findall(r"^\| `(motley_\w+)`", page, flags=re.M))
+    own = {name for name in known if name.startswith("motley_") and not name.endswith("_created")}
+    assert explained == own
 
 
 def test_a_refused_call_is_counted(watched: tuple[Federation, str]) -> None:
