@@ -8,14 +8,16 @@ FAULTS ?= 100
 HOSTILE ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check bench stubs stubs-check format clean
+.PHONY: help demo test faults check docs bench paper stubs stubs-check format clean
 
 help:
 	@echo "make demo [SEED=1]  one server and six clients on this machine train together"
 	@echo "make test           the tests"
 	@echo "make faults [FAULTS=100 SEED=0]  the fault bench: half an hour on two cores"
-	@echo "make check          lint, format, types, freshness of generated stubs"
+	@echo "make check          lint, format, types, freshness of generated stubs, the site"
+	@echo "make docs           the pages of docs/ as a site in site/"
 	@echo "make bench          the benchmarks; results in benchmarks/out"
+	@echo "make paper DATA=FOLDER [TABLE=name MINUTES=60 SEARCH=1]  the papers' tables; stop and go on at will"
 	@echo "make stubs          generate the protobuf stubs again"
 
 # The stamp is newer than pyproject.toml once everything in it is installed.
@@ -54,13 +56,22 @@ faults: $(VENV)/.installed
 	@timeout 300 $(BIN)/python tests/faults/hostile.py --inputs $(HOSTILE) --seed $(SEED) --plain
 	@FAULTS_LONG=1 timeout 900 $(BIN)/python -m pytest -rs tests/faults/test_disturbances.py
 
-check: $(VENV)/.installed stubs-check
+check: $(VENV)/.installed stubs-check docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# The theme advertises against mkdocs 2, which pyproject.toml keeps out.
+docs: $(VENV)/.installed
+	@NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: $(VENV)/.installed
-	@for name in core quped_step fedmpq_step fedp3_bytes training_memory cuts memory simulation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in core quped_step fedmpq_step fedp3_bytes training_memory cuts memory simulation export; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# Goes on where it was stopped; without TABLE all of them, in order of worth.
+paper: $(VENV)/.installed
+	@$(BIN)/python benchmarks/papers/paper.py $(TABLE) $(if $(DATA),--data $(DATA)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEARCH),--search)
 
 stubs: $(STUBS)/.installed
 	@$(STUBS)/bin/python proto/generate.py
@@ -73,4 +84,4 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(STUBS) build dist demo-out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(STUBS) build dist site demo-out .mypy_cache .pytest_cache .ruff_cache

@@ -5,6 +5,8 @@
 One thread, warm buffers, all cases interleaved in one run. The reference is the blockwise
 `acc += w * x` with a preallocated temporary over the float32 weights: what a server does with
 an update that was never packed. A ratio of 1.0 means that packing takes as long as that.
+Then 8 and 64 updates of a model of 100 MB are folded, each time in a process of its own
+(`core_fold.py`): seconds for each update, and the peak memory over a model.
 """
 
 from __future__ import annotations
@@ -12,15 +14,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from core_fold import measured
 from report import Ratio, report
 
 from motley.wire import TILE, EncodedTensor, encode_offset, pack, packed_size, unpack
 
 WEIGHT = np.float32(0.3)
 TARGETS = (1, 2, 4, 8)
+FOLD_SPEED = {True: 0.75, False: 0.35}
+"""Least speed of dequantizing and adding, over the reference: at widths of `TARGETS`, at others."""
+FOLDED, MODEL_MB = (8, 64), 100.0
 Cases = dict[str, Callable[[], object]]
 
 
@@ -77,10 +83,28 @@ def measure(made: Cases, repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
+def folds() -> Iterator[Ratio]:
+    """Say what folding many updates takes."""
+    for bits in (32, 4):
+        peaks = {}
+        for updates in FOLDED:
+            seconds, peaks[updates] = measured(updates, MODEL_MB, bits)
+            yield Ratio(
+                f"fold {updates} updates of {bits} bits: peak over a model",
+                peaks[updates] / (MODEL_MB * 1e6),
+                4.0,
+                detail=f"{seconds:.2f} s, {seconds / updates * 1e3:.0f} ms an update; "
+                f"the process takes about 60 MB before",
+            )
+        few, many = (peaks[updates] for updates in FOLDED)
+        yield Ratio(f"fold, {bits} bits: peak of 64 updates over that of 8", many / few, 1.1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=int, default=25_000_000)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--no-fold", action="store_true", help="packing alone")
     options = parser.parse_args()
     made = cases(options.weights, np.random.default_rng(0))
     seconds = measure(made, options.repeats)
@@ -88,11 +112,15 @@ def main() -> None:
     ratios = []
     for name, times in sorted(seconds.items(), key=lambda item: item[0].rsplit(" ", 1)):
         work, bits = name.rsplit(" ", 1)
-        bound = 1.0 if int(bits) in TARGETS and work != "fold in" else None
+        bound = 1.0 if int(bits) in TARGETS else None
+        if work == "fold in":
+            bound = 1 / FOLD_SPEED[int(bits) in TARGETS]
         detail = f"{min(times) * 1e3:.1f} - {max(times) * 1e3:.1f} ms"
         ratios.append(
             Ratio(f"{work} {bits} bits", statistics.median(times) / reference, bound, detail=detail)
         )
+    if not options.no_fold:
+        ratios += folds()
     report(
         "core",
         f"time over numpy's blockwise acc += w * x ({reference * 1e3:.1f} ms) on "

@@ -1,24 +1,31 @@
-"""Accuracy of FedP3 by layer policy, keep ratio and local pruning, simulated; reduced by default.
+"""Accuracy of FedP3 by layer policy, keep ratio and local pruning, simulated and reduced.
 
-    python benchmarks/fedp3_accuracy.py --set fashion-mnist --data /data/fashion-mnist
+    python benchmarks/fedp3_accuracy.py --data FOLDER [--set fashion-mnist] [--minutes 10]
 
-Every client holds five of ten classes (the paper's S1). The paper has a hundred clients, 500 rounds
-of 90 steps and a network of 2.8 million parameters (`cnn1-1024`); the defaults are far smaller.
-Both models are scored on the clients' own test samples: the server's, and each client's as it came
-out of its last training. Means over clients, and over `--seeds`.
+Every client holds five of ten classes (the paper's S1), so that each quarter of the clients, which
+owns one layer under LowerB, sees nine of ten. Both models are scored on the clients' own test
+samples: the server's, and each client's as it came out of its last training. A figure is the mean
+over clients and over a run's last three evaluations.
+
+Each run is written to docs/results/fedp3.json when it ends, and is not run again; with `--minutes`
+no run begins after so long. Ends with the tables in docs/results/fedp3.md and fedp3.png, also over
+what runs there are (`--summary`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-from dataclasses import dataclass
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import structlog
-from report import OUT, environment
-from rich.console import Console
-from rich.table import Table
+from fedp3_results import RESULTS, TABLES, read_runs, write_pages, write_runs
 
 from fedserver.simulate.simulation import simulate
 
@@ -40,119 +47,119 @@ learning_rate = {rate}
 momentum = {momentum}
 {settings}
 [evaluate]
-every = {rounds}
+every = {every}
 subject = "both"
 [simulate]
 clients = {clients}
-data = "{data}?clients={clients}&client={{client}}&split=cyclic&classes=5&pool=0.7&train={train}"
+data = "{data}?clients={clients}&client={{client}}&split=cyclic&classes=5&pool=0.7\
+&train={train}&test={test}&seed={seed}"
 """
+LAST = 3
+"""Evaluations at a run's end whose mean is its figure."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What all runs share; far smaller than the paper's."""
+
+    variant: str = "cnn1"
+    clients: int = 20
+    rounds: int = 24
+    steps: int = 20
+    batch: int = 16
+    rate: float = 0.03
+    momentum: float = 0.9
+    train: int = 400
+    test: int = 170
+    every: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run's settings."""
+    """One row's settings."""
 
-    table: str
     name: str
     settings: str
 
 
 def rows() -> list[Row]:
-    """Return all runs, by table."""
-    found = [Row("layers", "FedAvg (all)", 'layers = "all"\nkeep = 1.0')]
-    for name in ("opu3", "opu2", "lowerb"):
-        found.append(Row("layers", name.upper(), f'layers = "{name}"\nkeep = 0.9'))
-    for keep in (1.0, 0.9, 0.7, 0.5):
+    """Return all rows, in the order in which they are run."""
+    found = [Row(name="all, p = 1.0", settings='layers = "all"\nkeep = 1.0')]
+    for layers in ("opu3", "opu2", "lowerb"):
+        settings = f'layers = "{layers}"\nkeep = 0.9'
+        found.append(Row(name=f"{layers}, p = 0.9", settings=settings))
+    for keep in (1.0, 0.7, 0.5, 0.1):
         settings = f'layers = "opu2"\nkeep = {keep}'
-        found.append(Row("keep ratio, OPU2", f"p = {keep}", settings))
-    for rule in ("uniform", "ordered"):
-        for keep in (0.9, 0.7):
-            local = f'local_pruning = "{rule}"\nlocal_keep = {keep}'
-            settings = f'layers = "opu2"\nkeep = 0.9\n{local}'
-            found.append(Row("local pruning, OPU2, p = 0.9", f"{rule}, q = {keep}", settings))
-    found.append(Row("local pruning, OPU2, p = 0.9", "fixed", 'layers = "opu2"\nkeep = 0.9'))
+        found.append(Row(name=f"opu2, p = {keep}", settings=settings))
+    for rule, keep in product(("uniform", "ordered"), (0.9, 0.7)):
+        local = f'local_pruning = "{rule}"\nlocal_keep = {keep}'
+        name = f"opu2, p = 0.9, {rule}, q = {keep}"
+        found.append(Row(name=name, settings=f'layers = "opu2"\nkeep = 0.9\n{local}'))
     return found
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Means over clients and seeds, shares of right answers."""
+def run(row: Row, dataset: str, folder: Path, seed: int, schedule: Schedule) -> dict[str, Any]:
+    """Simulate one run; return its figures."""
+    values = {**asdict(schedule), "set": dataset, "data": folder, "seed": seed}
+    began = time.process_time()
+    result = simulate(RUN.format(**values, settings=row.settings))
+    if result.status != "finished":
+        raise SystemExit(f"{row.name}, seed {seed}: {result.status}: {result.reason}")
+    tested = [e for e in result.record["history"] if e["kind"] == "evaluate"]
+    return {
+        "set": dataset,
+        "row": row.name,
+        "seed": seed,
+        "server": _last(tested, "global_accuracy"),
+        "clients": _last(tested, "personal_accuracy"),
+        "curves": {
+            str(entry["round"]): [
+                entry["metrics"]["global_accuracy"],
+                entry["metrics"]["personal_accuracy"],
+            ]
+            for entry in tested
+        },
+        "schedule": asdict(schedule),
+        "cpu_seconds": time.process_time() - began,
+    }
 
-    server: float
-    clients: float
 
-
-class Runs:
-    """Simulates rows; equal settings are run once."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self._known: dict[str, Scores] = {}
-
-    def score(self, row: Row) -> Scores:
-        """Return what a row ends in."""
-        if row.settings not in self._known:
-            pairs = [self._run(row, seed) for seed in range(self._options.seeds)]
-            self._known[row.settings] = Scores(
-                sum(pair.server for pair in pairs) / len(pairs),
-                sum(pair.clients for pair in pairs) / len(pairs),
-            )
-        return self._known[row.settings]
-
-    def _run(self, row: Row, seed: int) -> Scores:
-        options = {**vars(self._options), "seed": seed, "settings": row.settings}
-        result = simulate(RUN.format(**options))
-        assert result.status == "finished", result.reason
-        metrics = result.record["history"][-1]["metrics"]
-        return Scores(metrics["global_accuracy"], metrics["personal_accuracy"])
+def _last(tested: Sequence[Mapping[str, Any]], metric: str) -> float:
+    return statistics.mean(entry["metrics"][metric] for entry in tested[-LAST:])
 
 
 def main() -> None:
-    """Print the tables and write `benchmarks/out/fedp3_accuracy-SET.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", default="fashion-mnist", help="name of the workload")
-    parser.add_argument("--data", required=True, help="folder of the set")
-    parser.add_argument("--variant", default="cnn1")
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--train", type=int, default=400, help="training samples of a client")
-    parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--momentum", type=float, default=0.9, help="the paper has none")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", default="", help="a table's name")
+    parser.add_argument("--data", type=Path, help="folder of the set")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--summary", action="store_true", help="write the tables, run nothing")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    runs, found = Runs(options), []
-    for row in rows():
-        if options.only in row.table:
-            scores = runs.score(row)
-            found.append((row, scores))
-            print(f"{row.table}: {row.name}: {scores.server:.4f} {scores.clients:.4f}", flush=True)
-    _print(options, found)
-    OUT.mkdir(parents=True, exist_ok=True)
-    content = {
-        "options": vars(options),
-        "rows": [{**vars(row), **vars(scores)} for row, scores in found],
-        **environment(),
-    }
-    path = OUT / f"fedp3_accuracy-{options.set}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _print(options: argparse.Namespace, found: list[tuple[Row, Scores]]) -> None:
-    table = Table(
-        title=f"FedP3 on {options.set}, {options.variant}, {options.clients} clients, "
-        f"{options.rounds} rounds of {options.steps} steps, {options.seeds} seeds: top-1 %"
-    )
-    for column in ("table", "row", "server's model", "clients' models"):
-        table.add_column(column)
-    for row, scores in found:
-        table.add_row(
-            row.table, row.name, f"{100 * scores.server:.1f}", f"{100 * scores.clients:.1f}"
+    if not options.summary and options.data is None:
+        parser.error("--data: expected the folder of the set, or --summary")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    began, found = time.monotonic(), read_runs()
+    if any(one["schedule"] != asdict(Schedule()) for one in found):
+        parser.error("docs/results/fedp3.json holds runs of another schedule; remove it")
+    known = {(one["set"], one["row"], one["seed"]) for one in found}
+    shown = {entry.row for table in options.tables for entry in TABLES[table]}
+    wanted = [row for row in rows() if row.name in shown]
+    for seed, row in product(range(options.seeds), () if options.summary else wanted):
+        late = time.monotonic() - began > 60 * options.minutes
+        if late or (options.set, row.name, seed) in known:
+            continue
+        found.append(run(row, options.set, options.data, seed, Schedule()))
+        write_runs(found)
+        done = found[-1]
+        print(
+            f"{options.set}, {row.name}, seed {seed}: server {done['server']:.4f}, clients "
+            f"{done['clients']:.4f}, {done['cpu_seconds']:.0f} s of processor",
+            flush=True,
         )
-    Console().print(table)
+    write_pages(found, RESULTS)
 
 
 if __name__ == "__main__":

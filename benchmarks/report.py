@@ -43,6 +43,11 @@ def report(name: str, compared: str, ratios: Sequence[Ratio], out: Path = OUT) -
     `compared` says in a sentence what was divided by what, and on which input.
     """
     Console().print(_table(name, compared, ratios))
+    return write(name, compared, ratios, out)
+
+
+def write(name: str, compared: str, ratios: Sequence[Ratio], out: Path = OUT) -> Path:
+    """Write ratios as `report` does, and print nothing: what a long benchmark has so far."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
     content = {

@@ -1,12 +1,16 @@
 """Simulated clients against a plain PyTorch loop over clients, and what many clients cost.
 
     python benchmarks/simulation.py [--cases writers,lenet,thousand,ten-thousand] [--threads 1]
+    python benchmarks/simulation.py --against flower --flower-env FOLDER
 
 `writers` and `lenet` divide client-steps per second of `fedserver simulate` (whole rounds: plans,
 training, encoding, checks, record, fold) by those of a loop that loads the global model, steps with
 torch.optim.SGD and adds up, with neither record nor files. Rounds of both take turns in a process.
 Processor seconds count all threads; on a busy machine they are the figure to look at.
 The other two cases run alone in a process each and say what a round and the memory are.
+
+With `--against flower --flower-env FOLDER` the task of `lenet` runs in Flower's simulation too, on
+the same processors right before, in an environment that the first call makes.
 """
 
 from __future__ import annotations
@@ -20,13 +24,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from flower_env import FLOWER, TORCH, prepare, variables
 from report import Ratio, report
 from simulation_workload import RandomImages
 
@@ -38,9 +43,6 @@ from motley.training.batches import Batches
 from motley.workload import DataSpec
 
 MAPPINGS = {"random": "simulation_workload:RandomImages"}
-FLOWER = 228 / 44
-"""A plain loop over 100 such clients on one thread against Flower 1.41's simulation of 1,000,
-clients per second, measured on one day on a machine of this kind; not in this run."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Case:
 
 CASES = {
     # QuPeD's FEMNIST: 66 clients, 60 batches a pass, so about five samples in each.
-    "writers": Case(66, 28, 30, 4, 33, "samples=300&spread=60", "batches_per_pass = 60"),
+    "writers": Case(66, 28, 30, 4, 11, "samples=300&spread=60", "batches_per_pass = 60"),
     "lenet": Case(1000, 32, 1, 3, 20, "samples=32", "batch_size = 32"),
     "thousand": Case(
         1000, 28, 10, 5, 20, "samples=100", "batch_size = 25", fraction=0.1, against=False
@@ -188,29 +190,58 @@ def run(name: str, threads: int) -> list[Ratio]:
         f"; loop: {median(plain.wall[1:]):.2f} s, {median(plain.processor[1:]):.2f} processor s"
     )
     target = 5.0 if name == "writers" else None
-    found = [
+    return [
         Ratio(f"{name}: steps per second over a plain loop", wall, target, True, detail + theirs),
         Ratio(f"{name}: steps per processor second", processor, None, True),
     ]
-    if name == "lenet":
-        found.append(
-            Ratio(
-                f"{name}: over Flower's simulation (loop over Flower: {FLOWER:.1f}, quoted)",
-                processor * FLOWER,
-                20.0,
-                True,
-            )
-        )
+
+
+def in_flower(folder: Path, case: Case) -> list[float]:
+    """Return seconds of each round of Flower's simulation of a case that takes one step."""
+    python = prepare(folder, (FLOWER, TORCH))
+    script = Path(__file__).with_name("flower_simulation.py")
+    sizes = ["--clients", str(case.clients), "--rounds", str(case.rounds)]
+    done = subprocess.run(
+        [python, script, *sizes], stdout=subprocess.PIPE, check=True, env=variables(folder)
+    )
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def against_flower(folder: Path, threads: int, clients: int) -> list[Ratio]:
+    """Run the `lenet` case in both simulations; each one's first round is not counted."""
+    case = replace(CASES["lenet"], clients=clients)
+    theirs = median(in_flower(folder, case)[1:])
+    torch.set_num_threads(threads)
+    turns = Turns(None)
+    result = simulate(case.text(threads), mappings=MAPPINGS, batch=case.batch, watcher=turns)
+    assert result.status == "finished", result.reason
+    ours = median(turns.simulated.wall[1:])
+    detail = f"{case.clients / ours:.0f} against {case.clients / theirs:.0f} clients a second"
+    name = f"lenet, {clients} clients: clients per second over Flower's simulation"
+    return [Ratio(name, theirs / ours, 20.0, True, detail)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--against", choices=["loop", "flower"], default="loop")
+    parser.add_argument("--flower-env", type=Path, help="folder of Flower's environment")
+    parser.add_argument("--clients", type=int, default=1000, help="with --against flower")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     configure(LogFormat.CONSOLE, logging.WARNING)
+    if options.against == "flower":
+        if options.flower_env is None:
+            parser.error("--against flower needs --flower-env FOLDER")
+        report(
+            "simulation_flower",
+            f"clients per second of `fedserver simulate` on {options.threads} thread(s) over those "
+            "of Flower's simulation with an actor for each processor, whole rounds, on the clock",
+            against_flower(options.flower_env, options.threads, options.clients),
+        )
+        return
     names = options.cases.split(",")
     if options.child:
         print(json.dumps([asdict(ratio) for ratio in run(names[0], options.threads)]))

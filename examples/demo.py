@@ -3,7 +3,7 @@
 `make demo` runs this. Two phones (CNN1, 1 bit; one uploads at 8 bits), two Jetsons (CNN1,
 2 bits) and two PCs (CNN2, full precision), each a process of its own, see four of the ten
 digits each and have 40 samples to train on. They train alone first, then together by QuPeD,
-with as many local steps. Results go to demo-out/.
+with as many local steps. Results go to demo-out/, the finished models with them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def train(operator: Operator, runfile: Path, seed: int, progress: Progress) -> d
     return operator.show(run_id)
 
 
-def summarise(alone: dict[str, Any], together: dict[str, Any]) -> list[dict[str, Any]]:
+def summarise(
+    alone: dict[str, Any], together: dict[str, Any], home: dict[str, int]
+) -> list[dict[str, Any]]:
     """Return one line for each client, in order of tier."""
     before = {client["name"]: client for client in alone["clients"]}
     lines = []
@@ -121,10 +123,26 @@ def summarise(alone: dict[str, Any], together: dict[str, Any]) -> list[dict[str,
                 "bytes_up": client["bytes_up"],
                 "bytes_down": client["bytes_down"],
                 "packed_bytes": int(finish["packed_bytes"]),
+                "home_bytes": home[client["name"]],
                 "dense_bytes": int(finish["dense_bytes"]),
             }
         )
     return sorted(lines, key=lambda line: (line["bits"], line["name"]))
+
+
+def take_home(folder: Path, out: Path, run: str) -> dict[str, int]:
+    """Export every device's model as one packed file; return the bytes of each."""
+    from fedclient.models import find_model
+    from fedclient.take_home import export_model
+    from motley.export.convert import Format
+
+    (out / "models").mkdir(exist_ok=True)
+    sizes = {}
+    for name in CLIENTS:
+        stored, target = find_model(run, name, folder / name), out / "models" / f"{name}.motley"
+        done = export_model(stored, target, Format.PACKED, {}, half_ends=True, data="")
+        sizes[name] = done.size
+    return sizes
 
 
 def print_table(console: Console, lines: list[dict[str, Any]]) -> None:
@@ -132,7 +150,7 @@ def print_table(console: Console, lines: list[dict[str, Any]]) -> None:
     table = Table(title="What each device ends with", title_justify="left")
     for column in ("device", "tier", "model", "bits"):
         table.add_column(column)
-    for column in ("fp32 size", "packed", "alone", "QuPeD", "gain", "up", "down"):
+    for column in ("fp32 size", "packed", "home", "alone", "QuPeD", "gain", "up", "down"):
         table.add_column(column, justify="right")
     for line in lines:
         gain = 100 * (line["accuracy"] - line["accuracy_alone"])
@@ -143,6 +161,7 @@ def print_table(console: Console, lines: list[dict[str, Any]]) -> None:
             str(line["bits"]),
             size(line["dense_bytes"]),
             size(line["packed_bytes"]),
+            size(line["home_bytes"]),
             f"{line['accuracy_alone']:.1%}",
             f"{line['accuracy']:.1%}",
             f"{gain:+.1f}",
@@ -212,7 +231,8 @@ def main() -> None:
     ):
         alone = train(operator, HERE / "digits-alone.toml", options.seed, progress)
         together = train(operator, HERE / "digits-quped.toml", options.seed, progress)
-    lines = summarise(alone, together)
+        home = take_home(Path(folder), out, together["id"])
+    lines = summarise(alone, together, home)
     print_table(console, lines)
     gains = [100 * (line["accuracy"] - line["accuracy_alone"]) for line in lines]
     seconds = time.monotonic() - started

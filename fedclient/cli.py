@@ -1,4 +1,4 @@
-"""The command line: `fedclient join | start | profile | models | privacy | doctor`."""
+"""`fedclient join | start | profile | models | export | predict | privacy | doctor`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fedclient import cli_export
 from fedclient.conditions import parse_conditions
 from fedclient.errors import EXIT_LOCAL, ClientError, OptionError
 from fedclient.options import (
@@ -46,6 +47,11 @@ Threads = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where training runs: cpu, cuda, cuda:1, mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+
+
+app.command("models")(cli_export.models)
+app.command("export")(cli_export.export)
+app.command("predict")(cli_export.predict)
 
 
 @app.callback(invoke_without_command=True)
@@ -171,42 +177,21 @@ def profile(
 
 
 @app.command()
-def models(
-    state: Annotated[Path | None, typer.Option(help="State directory; else all clients'.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List finished models with their metrics."""
-    from fedclient.models import finished_models
-
-    folders = [state] if state else sorted(clients_directory().glob("*"))
-    rows = [(folder, model) for folder in folders for model in finished_models(folder / "models")]
-    if as_json:
-        entries = [
-            {**model.model_dump(), "path": str(folder / "models" / model.file)}
-            for folder, model in rows
-        ]
-        typer.echo(json.dumps(entries, indent=1))
-        return
-    if not rows:
-        typer.echo("no finished models yet")
-    for folder, model in rows:
-        metrics = "  ".join(f"{key}={value:.4g}" for key, value in sorted(model.metrics.items()))
-        typer.echo(f"{folder / 'models' / model.file}  {model.size} bytes  {metrics}")
-
-
-@app.command()
 def privacy(
     state: Annotated[Path | None, typer.Option(help="State directory; else all clients'.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what was spent of this data's privacy, by all runs together and by each."""
     from fedclient.privacy_view import as_text, privacy_record
+    from fedclient.state import was_started
 
-    folders = [state] if state else sorted(clients_directory().glob("*"))
+    folders = [state] if state else filter(was_started, sorted(clients_directory().glob("*")))
     records = [privacy_record(folder) for folder in folders]
     if as_json:
         typer.echo(json.dumps(records, indent=1))
         return
+    if not records:
+        typer.echo("no client was started yet")
     for record in records:
         typer.echo(as_text(record))
 

@@ -110,6 +110,6 @@ class Connection:
             name=self._peer.name,
             session=self._peer.session,
             capabilities=self._capabilities,
-            profile=self._device.profile(self._link.speed),
+            profile=self._device.profile(self._link.told()),
             working_on=working_on,
         )

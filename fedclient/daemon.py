@@ -27,6 +27,7 @@ from fedclient.runner import WorkerRunner
 from fedclient.state import StateDirectory
 from fedclient.transfer.peer import Patience, Peer, pause
 from fedclient.transfer.speed import LinkRecord
+from motley.allocator import give_back, reuse_freed_memory
 from motley.wire.stubs import common_pb2, federation_pb2
 from motley.wire.stubs.federation_pb2_grpc import FederationStub
 
@@ -75,6 +76,7 @@ class Daemon:
             if reply.WhichOneof("outcome") == "task":
                 await self._work(reply.task)
             else:
+                give_back()  # nothing to do: what transfers left is not needed soon
                 wait = reply.retry_after_seconds
                 await self.desk.peer.sleep(max(wait, self.pace.least_seconds))
 
@@ -175,6 +177,7 @@ async def serve(options: ClientOptions, *, pace: Pace | None = None) -> None:
         StateDirectoryError: the state directory cannot be used.
         ProfileError: the device could not be measured.
     """
+    reuse_freed_memory(one_heap=True)
     me = asyncio.current_task()
     assert me is not None
     loop = asyncio.get_running_loop()

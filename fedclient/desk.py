@@ -22,6 +22,7 @@ from fedclient.transfer.speed import LinkRecord
 from fedclient.transfer.upload import upload
 from motley import plugins
 from motley.errors import MotleyError, WorkloadError
+from motley.messages import task_from_proto
 from motley.wire.stubs import common_pb2, federation_pb2
 
 log = get_logger()
@@ -151,11 +152,17 @@ class Assignment:
         )
 
     def _keep_model(self, model: Path, done: Done) -> None:
-        task = self.task
+        task, options = self.task, self._desk.options
+        arguments = task_from_proto(task, options.name).workload_arguments
         finished = FinishedModel(
             run_id=task.run_id,
             run_name=task.run_name,
+            client=options.name,
             workload=task.workload,
+            workload_version=done.workload_version,
+            arguments=arguments,
+            variant=done.variant,
+            data=options.data,
             algorithm=task.algorithm,
             rounds=task.rounds,
             file=model.name,

@@ -75,7 +75,7 @@ async def measure_in_child(mappings: Mapping[str, str], threads: int, device: st
     """Run `fedclient.profile` and return what it measured.
 
     Raises:
-        ProfileError: it failed, e.g. because torch is not installed.
+        ProfileError: it failed, e.g. because there is no such accelerator.
     """
     child = await asyncio.create_subprocess_exec(
         *PROFILE_COMMAND,
@@ -97,8 +97,8 @@ async def measure_in_child(mappings: Mapping[str, str], threads: int, device: st
     except ValidationError:
         last = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         raise ProfileError(
-            f"this device could not be measured: {last}; "
-            f"training needs PyTorch (pip install 'motley-fl[client]')"
+            f"this device could not be measured: {last}; is PyTorch here, and does it know "
+            f"--device {device}? (pip install 'motley-fl[client]')"
         ) from None
 
 

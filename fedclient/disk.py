@@ -51,6 +51,12 @@ class Disk:
             temporary.unlink(missing_ok=True)  # on a full disk half a file is in the way
             raise
 
+    def note(self, target: Path, content: bytes) -> None:
+        """Write a small file that is of use but may be lost: nothing waits for the disk."""
+        temporary = target.with_name(target.name + TEMPORARY)
+        temporary.write_bytes(content)
+        os.replace(temporary, target)
+
     def make_directory(self, path: Path) -> Path:
         """Create a directory with its parents, readable by the owner alone; return it.
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedclient.errors import StateDirectoryError
 from fedclient.privacy import PrivacyFiles
+from fedclient.state import was_started
 from motley.privacy.guarantee import NEIGHBOURING, UNITS
 from motley.privacy.ledger import Entry, spent
 
@@ -18,8 +20,14 @@ def privacy_record(state: Path) -> dict[str, Any]:
     """Return what one client spent, as plain values (docs/privacy.md lists them).
 
     Raises:
+        StateDirectoryError: no client ever ran with this directory.
         PrivacyLedgerError: what was spent cannot be read.
     """
+    if not was_started(state):
+        raise StateDirectoryError(
+            f"no client was started with state directory {state}; expected one that "
+            f"`fedclient start` made, as given there with --state"
+        )
     files = PrivacyFiles(state / "privacy")
     budget, entries = files.budget(), files.entries()
     delta = budget.delta if budget else USUAL_DELTA

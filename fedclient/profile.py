@@ -1,7 +1,7 @@
-"""What only a process that imports torch can measure: `python -m fedclient.profile`.
+"""What only a process that imports workloads can measure: `python -m fedclient.profile`.
 
 The daemon starts it once, reads one JSON object from its standard output and keeps the result
-in `profile.json`; the process then ends and takes torch's memory with it.
+in `profile.json`; the process then ends and takes the memory of what it imported with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import traceback
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedclient.pipes import claim_standard_streams
@@ -55,7 +57,7 @@ def library_versions() -> dict[str, str]:
 
 
 def measure(mappings: Mapping[str, str], threads: int, device: str) -> Measurement:
-    """Measure this machine; imports torch and every workload."""
+    """Measure this machine; imports every workload, and torch for an accelerator alone."""
     versions, unusable, sources = {}, {}, {}
     for name in sorted(plugins.available(mappings)):
         try:
@@ -78,11 +80,18 @@ def measure(mappings: Mapping[str, str], threads: int, device: str) -> Measureme
 
 
 def probe_gflops(threads: int, device: str, seconds: float = PROBE_SECONDS) -> float:
-    """Return the speed of an fp32 matrix product on `threads` threads, in 10⁹ operations/s."""
-    import torch
+    """Return the speed of an fp32 matrix product on `threads` threads, in 10⁹ operations/s.
 
-    torch.set_num_threads(threads)
-    left = torch.ones(PROBE_SIDE, PROBE_SIDE, device=device)
+    Of the processor by numpy, whose library takes its threads from the environment.
+    """
+    left: Any
+    if device == "cpu":
+        left = np.ones((PROBE_SIDE, PROBE_SIDE), np.float32)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        left = torch.ones(PROBE_SIDE, PROBE_SIDE, device=device)
     for _ in range(3):  # the first products pay for thread pools and caches
         float((left @ left)[0, 0])
     count, started = 0, time.perf_counter()
@@ -94,6 +103,8 @@ def probe_gflops(threads: int, device: str, seconds: float = PROBE_SECONDS) -> f
 
 def _accelerator(device: str) -> str:
     """Return the accelerator's name; "" when training runs on the processor."""
+    if device == "cpu":
+        return ""
     import torch
 
     if device.startswith("cuda") and torch.cuda.is_available():

@@ -84,6 +84,10 @@ class Done(Message):
     restarted: bool = False
     withheld: bool = False
     """Whether the metrics are for this device alone."""
+    variant: str = ""
+    """Of a finished model; empty for other kinds of task."""
+    workload_version: int = 0
+    """Of the code that built it."""
 
     @property
     def told(self) -> Metrics:

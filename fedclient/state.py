@@ -38,6 +38,14 @@ def file_word(text: str, what: str) -> str:
     return text
 
 
+def was_started(root: Path) -> bool:
+    """Tell whether a client ever ran with this state directory; one that only joined did not.
+
+    A ledger that was put back after the rest was lost counts too.
+    """
+    return (root / "session").exists() or (root / "privacy").exists()
+
+
 class StateDirectory:
     """One client's state directory, locked from `open` to `close`."""
 

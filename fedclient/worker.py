@@ -2,7 +2,7 @@
 
 One for each client, so that training can be killed and limited without the daemon. It reads one
 `Setup` and then `Job`s from its standard input, and ends when that is closed: no training
-outlives its daemon. torch is imported after the memory limit stands.
+outlives its daemon. torch is imported after the memory limit stands, for workloads that need it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from fedclient.pipes import claim_standard_streams
 from fedclient.privacy import PrivacyFiles
 from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
 from motley import plugins
-from motley.errors import MotleyError, WithheldError
+from motley.allocator import give_back, reuse_freed_memory
+from motley.errors import MotleyError, WithheldError, WorkloadError
 from motley.failures import is_permanent
 from motley.messages import task_from_proto
 from motley.task import TaskSpec
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5
 """Progress is told at most this often."""
+
+IDLE_SECONDS = 20.0
+"""Without a job after which free memory goes back to the kernel."""
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 """The device's disk took no more: the next task may find room."""
@@ -65,10 +69,9 @@ class TrainingProcess:
         self._say(reply)
 
     def _run(self, job: Job, task: TaskSpec) -> Outcome:
-        import torch
-
-        torch.set_num_threads(task.threads or self._setup.threads)
         executor = self._executor_for(task)
+        if executor.needs_torch:
+            _set_threads(task.threads or self._setup.threads)
         return executor.run(
             task,
             personal=PersonalFiles(Path(job.personal)),
@@ -106,12 +109,25 @@ class TrainingProcess:
             seconds=outcome.seconds,
             restarted=outcome.restarted,
             withheld=outcome.withheld,
+            variant=outcome.variant,
+            workload_version=outcome.workload_version,
         )
 
     def _say(self, message: Message) -> None:
         rest = memoryview(message.line())
         while rest:
             rest = rest[self._replies.write(rest) :]
+
+
+def _set_threads(threads: int) -> None:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise WorkloadError(
+            f"training needs PyTorch, which cannot be imported here ({error}); "
+            f"pip install 'motley-fl[client]'"
+        ) from None
+    torch.set_num_threads(threads)
 
 
 def failure(error: Exception, memory_limit: int, *, may_restart: bool) -> Failed:
@@ -152,9 +168,16 @@ def main() -> None:
         sys.exit("fedclient.worker is started by the fedclient daemon, not by hand")
     if setup.memory_limit:
         set_data_limit(setup.memory_limit)
+    else:
+        reuse_freed_memory()
     process = TrainingProcess(setup, replies)
     while True:
-        request = read_request.validate_json(lines.get())
+        try:
+            line = lines.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            give_back()
+            line = lines.get()
+        request = read_request.validate_json(line)
         if isinstance(request, Job):
             process.answer(request)
 

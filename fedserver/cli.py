@@ -11,15 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fedserver import cli_identity, cli_simulate
-from fedserver.cli_options import DataOption, JsonOption, check_target, default_data, steers
+from fedserver import cli_export, cli_identity, cli_simulate
+from fedserver.cli_options import (
+    DashboardOption,
+    DataOption,
+    JsonOption,
+    MetricsOption,
+    TrackOption,
+    check_target,
+    default_data,
+    steers,
+    watch_ports,
+)
 from motley import __version__
 from motley.errors import MotleyError, RunFileError
 from motley.logs import LogFormat, configure
 
 if TYPE_CHECKING:
     from fedserver.client import Operator
-    from fedserver.watching import WatchPorts
 else:
     Operator = Any  # typer reads annotations at run time
 
@@ -32,6 +41,7 @@ app = typer.Typer(
 
 app.command("init")(cli_identity.init)
 app.command("simulate")(cli_simulate.simulate)
+app.command("export")(cli_export.export_global)
 app.add_typer(cli_identity.clients, name="clients")
 app.add_typer(cli_identity.tokens, name="tokens")
 app.add_typer(cli_identity.operators, name="operators")
@@ -84,17 +94,9 @@ def serve(
         Optional[Path],  # noqa: UP045
         typer.Option(help="TOML file with what one client may ask for: docs/operations.md."),
     ] = None,
-    dashboard: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Serve the live page there, e.g. 127.0.0.1:9480; elsewhere it asks for a token.",
-        ),
-    ] = "",
-    metrics: Annotated[
-        str,
-        typer.Option(metavar="HOST:PORT", help="Serve /metrics for Prometheus, e.g. on port 9464."),
-    ] = "",
+    dashboard: DashboardOption = "",
+    metrics: MetricsOption = "",
+    track: TrackOption = None,
     reserve: Annotated[
         int, typer.Option(help="MiB of the disk that are to stay free.", min=0)
     ] = 64,
@@ -133,7 +135,7 @@ def serve(
             ports=ports,
             limits=allowed,
             reserve=reserve << 20,
-            watch=_watch_ports(dashboard, metrics),
+            watch=watch_ports(dashboard, metrics, track or []),
             on_ready=ready_file,
         )
     )
@@ -167,14 +169,6 @@ def doctor(
     raise typer.Exit(findings.exit_status(found))
 
 
-def _watch_ports(dashboard: str, metrics: str) -> WatchPorts | None:
-    if not (dashboard or metrics):
-        return None
-    from fedserver.watching import WatchPorts
-
-    return WatchPorts(dashboard=dashboard, metrics=metrics)
-
-
 def _check_authority(root: Path) -> None:
     if not (root / "identity" / "authority.pem").exists():
         raise MotleyError(
@@ -197,10 +191,7 @@ def submit(
     except OSError as error:
         raise RunFileError(f"{runfile} cannot be read: {error.strerror}") from None
     run_id = operator.submit(text, str(runfile))
-    if json_output:
-        print(json.dumps({"run_id": run_id, "status": "queued"}))
-    else:
-        print(f"run {run_id} is queued; follow it with `fedserver watch {run_id}`")
+    _print_reply((run_id, "queued"), json_output, goes_on=True)
     if watch_it:
         _follow(operator, run_id, json_output)
 
@@ -281,7 +272,7 @@ def stop(operator: Operator, run: RunArgument, json_output: JsonOption = False) 
 @steers
 def resume(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Put a paused or stopped run back into the queue."""
-    _print_reply(operator.resume(run), json_output)
+    _print_reply(operator.resume(run), json_output, goes_on=True)
 
 
 @app.command()
@@ -293,7 +284,7 @@ def extend(
     json_output: JsonOption = False,
 ) -> None:
     """Add rounds to a run; one that has finished goes on."""
-    _print_reply(operator.extend(run, rounds), json_output)
+    _print_reply(operator.extend(run, rounds), json_output, goes_on=True)
 
 
 @app.command()
@@ -357,12 +348,13 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
         raise typer.Exit(1)
 
 
-def _print_reply(reply: tuple[str, str], json_output: bool) -> None:
+def _print_reply(reply: tuple[str, str], json_output: bool, *, goes_on: bool = False) -> None:
     run_id, status = reply
     if json_output:
         print(json.dumps({"run_id": run_id, "status": status}))
     else:
-        print(f"run {run_id} is {status}")
+        hint = f"; follow it with `fedserver watch {run_id}`" if goes_on else ""
+        print(f"run {run_id} is {status}{hint}")
 
 
 def _version(value: bool) -> None:

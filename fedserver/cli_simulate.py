@@ -140,8 +140,9 @@ def _print(result: SimulationResult, data: Path | None, json_output: bool) -> No
     if json_output:
         print(json.dumps({**summary, "record": result.record}))
         return
-    from fedserver.display import client_table, console
+    from fedserver.display import client_table, console, print_promises
 
+    print_promises(result.record)
     if len(result.record["clients"]) <= LONGEST_TABLE:
         console().print(client_table(dict(result.record)))
     print(f"run {result.record['name']} is {result.status} {result.reason}".rstrip(), end=": ")

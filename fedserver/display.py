@@ -138,8 +138,7 @@ def print_run(record: dict[str, Any]) -> None:
     """Print a run with its rounds and clients."""
     screen = console()
     screen.print(_head(record))
-    for tier, promise in (record["privacy"] or {}).items():
-        screen.print(_promise(tier, promise), highlight=False, soft_wrap=True)
+    print_promises(record)
     screen.print(client_table(record))
     table = Table("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
     for entry in record["history"]:
@@ -177,13 +176,20 @@ def show_widths(record: dict[str, Any], number: int, png: Path | None, *, as_jso
         screen.print(heat_map(widths, screen.width), highlight=False)
 
 
+def print_promises(record: Mapping[str, Any]) -> None:
+    """Print what a private run promises, a line for each tier; nothing for other runs."""
+    for tier, promise in (record["privacy"] or {}).items():
+        console().print(_promise(tier, promise), highlight=False, soft_wrap=True)
+
+
 def _promise(tier: str, p: dict[str, Any]) -> str:
     """Return a line on what a private run promises a tier's clients."""
     return (
         f"privacy of tier {tier}: epsilon {p['epsilon']:g} at delta {p['delta']:g} for one "
         f"{p['unit']}, {p['neighbouring']}; {p['mode']}, clip {p['clip']:g}, {p['steps']} noisy "
         f"steps at rate {p['sampling_rate']:g}; noise multiplier {p['noise_multiplier']:.5g} "
-        f"(epsilon {p['planned_epsilon']:.4g}), sigma {p['sigma']:.4g}, c_eff {p['c_eff']:.3g}"
+        f"(epsilon {p['planned_epsilon']:.4g}), sigma {p['sigma']:.4g} "
+        f"(the theorem's with c = 8: {p['theorem_sigma']:.4g}; c_eff {p['c_eff']:.3g})"
     )
 
 

@@ -26,6 +26,7 @@ from fedserver.storage.database import DatabaseThread, lock_directory, open_data
 from fedserver.storage.open_files import allow_many_files
 from fedserver.storage.payloads import RESERVE, PayloadStore
 from motley import __version__
+from motley.allocator import reuse_freed_memory
 
 if TYPE_CHECKING:
     from fedserver.secure import Secure
@@ -63,6 +64,7 @@ async def serve(
         DataDirectoryError, AddressError, IdentityError: nothing was started.
     """
     allow_many_files()
+    reuse_freed_memory(one_heap=True)
     _collect_seldom()
     lock = lock_directory(root)
     payloads = PayloadStore(root, reserve=reserve)
@@ -134,10 +136,10 @@ async def serve(
             await server.stop(grace=0.5)
         if secure:
             secure.close()
-        if federation:
-            federation.close()
         driver.close()
         try:
+            if federation:
+                await federation.close()
             await database(engine.save_time_left)
         except SQLAlchemyError as error:
             # The time that was noted last stands: clients get a few seconds more.

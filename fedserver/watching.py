@@ -20,6 +20,7 @@ from fedserver.rounds.engine import Engine
 from fedserver.rounds.reader import Reader
 from fedserver.service.transfers import Turns
 from fedserver.storage.database import DatabaseThread
+from fedserver.tracking.desk import open_tracker, tracked
 from motley.logs import listened_to
 
 log = get_logger()
@@ -31,10 +32,8 @@ class WatchPorts:
 
     dashboard: str = ""
     metrics: str = ""
-
-    def __bool__(self) -> bool:
-        """Return whether there is any."""
-        return bool(self.dashboard or self.metrics)
+    track: tuple[str, ...] = ()
+    """Trackers of experiments that are told of closed rounds, `KIND:WHERE`."""
 
 
 class Watching:
@@ -54,7 +53,11 @@ class Watching:
         Raises:
             AddressError: one cannot be opened.
             DataDirectoryError: the dashboard's token cannot be kept.
+            TrackerError: a tracker is not one, or its package is not there.
         """
+        if ports.track:
+            trackers = [open_tracker(text) for text in ports.track]
+            await self._ends.enter_async_context(tracked(trackers, self._reader, self._driver))
         if ports.dashboard:
             await self._open_dashboard(ports.dashboard)
         if ports.metrics:

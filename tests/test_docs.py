@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from bench import Bench, moved, runfile
-from pydantic import BaseModel
 
 from fedserver.cli import app
 from fedserver.rounds.view import list_clients, list_runs
@@ -42,53 +41,7 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", prose))
 
 
-# --- run-file.md ---------------------------------------------------------------------------------
-
-
-def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """Yield a model and all models that its fields hold."""
-    yield model
-    for field in model.model_fields.values():
-        found = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for kind in found:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from sections(kind)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [*sections(RunFile), *(registry.find(name).settings_type for name in registry.names())],
-    ids=lambda model: model.__name__,
-)
-def test_every_field_of_a_run_file_is_explained(model: type[BaseModel]) -> None:
-    words = named(page("run-file.md"))
-    headings = re.findall(r"\[+(\w+)\]+", page("run-file.md"))
-    missing = set(model.model_fields) - words - set(headings)
-    assert not missing, f"docs/run-file.md does not name {sorted(missing)} of {model.__name__}"
-
-
-def test_every_section_of_a_run_file_is_found() -> None:
-    found = {model.__name__ for model in sections(RunFile)}
-    assert {"Run", "Clients", "Evaluate", "Tier", "When"} <= found
-
-
-@pytest.mark.parametrize("name", registry.names())
-def test_settings_in_the_page_exist_and_have_their_defaults(name: str) -> None:
-    """Check rows `| name | type | default | meaning |` of the algorithm's own settings."""
-    parts = re.split(r"^### ", page("run-file.md"), flags=re.M)
-    mine = [p for p in parts if f"`{name}`" in p.splitlines()[0] or p.startswith("All algorithms")]
-    assert len(mine) > 1, f"no section of docs/run-file.md is about {name}"
-    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", "".join(mine), flags=re.M)
-    fields = registry.find(name).settings_type.model_fields
-    for field, default in rows:
-        if field in fields:
-            expected = fields[field].default
-            if field == "batch_size":
-                expected = 25  # when batches_per_pass is not given either
-            if expected is None:
-                assert default == "–", field
-            else:
-                assert default.strip('`"').lower() == str(expected).lower(), field
+# --- run-file.md: its tables are checked in test_run_file_page.py --------------------------------
 
 
 def test_the_example_of_a_run_file_is_valid() -> None:
@@ -169,6 +122,23 @@ def test_every_option_of_a_client_is_explained() -> None:
     options = [word for option in commands["start"].params for word in option.opts]
     missing = [word for word in options if f"`{word}" not in text]
     assert not missing, f"docs/operations.md does not name {missing}"
+
+
+# --- export.md -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["models", "export", "predict"])
+def test_every_option_that_takes_models_home_is_explained(command: str) -> None:
+    from typer.main import get_command
+
+    from fedclient.cli import app as client
+
+    text = page("export.md")
+    commands: dict[str, Any] = get_command(client).commands  # type: ignore[attr-defined]
+    options = [word for option in commands[command].params for word in option.opts]
+    missing = [word for word in options if word.startswith("--") and word not in text]
+    assert f"fedclient {command}" in text
+    assert not missing, f"docs/export.md does not name {missing}"
 
 
 # --- workloads.md --------------------------------------------------------------------------------

@@ -7,20 +7,22 @@ learn and say little about their order: QuPeD's own schedule is 180 rounds and t
 `--tune` gives every method the same number of candidates on a few clients, scored on a part of
 their *training* samples that none trains on (`validate`), and prints the best. Its choices stand in
 `CHOSEN`. Without it each method runs once on all clients and is scored on their test samples: the
-mean over clients of the packed model's accuracy after the last round.
+mean over clients of the packed model's accuracy after the last round. Each row goes into
+`--results` as soon as it is there; `--table` prints what that file holds.
 
-    python benchmarks/papers/baselines.py --mnist DIR --qmnist DIR [--tune] [--out FILE]
+    python benchmarks/papers/baselines.py --mnist DIR --qmnist DIR [--tune] [--only TITLE ...]
+    python benchmarks/papers/baselines.py --table
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
-import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
@@ -39,6 +41,7 @@ SCHEDULE: Settings = {
     "lr_decay": 0.99,
     "weight_decay": 1e-4,
 }
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "baselines.json"
 VALIDATE = 0.2
 TUNED_ON = 6
 """Clients that take part while tuning: the first ones."""
@@ -74,7 +77,7 @@ METHODS = (
 
 RATES: tuple[Settings, ...] = tuple({"learning_rate": rate} for rate in (0.2, 0.4, 0.8))
 CANDIDATES: Mapping[str, tuple[Settings, ...]] = {
-    "FedAvg": RATES,
+    "FedAvg": tuple({**rate, "weighting": "uniform"} for rate in RATES),
     "local": RATES,
     "local, 2 bits": RATES,
     "QuPeD": (
@@ -102,26 +105,36 @@ CANDIDATES: Mapping[str, tuple[Settings, ...]] = {
         {"learning_rate": 0.4, "adaptation_rate": 0.1, "adaptation_steps": 10},
         {"learning_rate": 0.2, "adaptation_rate": 0.03, "adaptation_steps": 10},
     ),
-    "Federated Mutual Learning": tuple({"learning_rate": rate} for rate in (0.4, 0.8, 0.2)),
-    "ProxQuant, 1 bit, alone": tuple({**rate, "scale": "magnitude"} for rate in RATES),
+    "Federated Mutual Learning": (
+        {"learning_rate": 0.2},
+        {"learning_rate": 0.2, "label_share": 0.8, "shared_label_share": 0.8},
+        {"learning_rate": 0.3, "label_share": 0.8, "shared_label_share": 0.8},
+    ),
+    "ProxQuant, 1 bit, alone": tuple(
+        {"learning_rate": rate, "scale": "magnitude", "scale_factor": 3.0}
+        for rate in (0.1, 0.2, 0.4)
+    ),
     "BinaryRelax, 1 bit, alone": tuple({**rate, "growth": 2.0} for rate in RATES),
 }
 
 CHOSEN: Mapping[str, Settings] = {
-    "FedAvg": {"learning_rate": 0.4},
+    "FedAvg": {"learning_rate": 0.4, "weighting": "uniform"},
     "local": {"learning_rate": 0.2},
     "local, 2 bits": {"learning_rate": 0.2},
     "QuPeD": {"learning_rate": 0.4, "shared_rate": 1.0},
     "QuPeD, 2 bits": {"learning_rate": 0.4, "shared_rate": 1.0},
     "QuPeL, 2 bits": {"learning_rate": 0.2, "proximity": 0.1, "shared_rate": 2.0},
-    "pFedMe": {"learning_rate": 0.2, "proximity": 5.0, "shared_rate": 0.2},
-    "Per-FedAvg": {"learning_rate": 0.4, "adaptation_rate": 0.03, "adaptation_steps": 10},
-    "Federated Mutual Learning": {"learning_rate": 0.2},
-    "ProxQuant, 1 bit, alone": {"learning_rate": 0.4, "scale": "magnitude"},
+    "pFedMe": {"learning_rate": 0.2, "proximity": 2.0, "shared_rate": 0.3},
+    "Per-FedAvg": {"learning_rate": 0.2, "adaptation_rate": 0.03, "adaptation_steps": 10},
+    "Federated Mutual Learning": {
+        "learning_rate": 0.2,
+        "label_share": 0.8,
+        "shared_label_share": 0.8,
+    },
+    "ProxQuant, 1 bit, alone": {"learning_rate": 0.2, "scale": "magnitude", "scale_factor": 3.0},
     "BinaryRelax, 1 bit, alone": {"learning_rate": 0.4, "growth": 2.0},
 }
-"""What `--tune` found best; of "Federated Mutual Learning" it scored rates that are too high alone,
-and 0.2 is what suits training alone (docs/results/baselines.md)."""
+"""What `--tune` found best (docs/results/baselines.md)."""
 
 
 def run_file(method: Method, settings: Settings, data: str, clients: int, seed: int) -> str:
@@ -142,6 +155,7 @@ def run_file(method: Method, settings: Settings, data: str, clients: int, seed: 
             "[settings]",
             *lines,
             "[simulate]",
+            "threads = 1",
             f"data = {_toml(data)}",
             "[[tiers]]",
             'name = "all"',
@@ -165,67 +179,110 @@ def accuracies(text: str, batch: int = 1) -> list[float]:
     return [100 * c["metrics"]["finish"]["accuracy"] for c in result.record["clients"]]
 
 
-def tune(data: str, seed: int, chosen: Iterable[Method]) -> list[str]:
-    """Score all candidates; return the lines of a table."""
-    lines = ["| method | candidate | validation accuracy |", "|---|---|---|"]
-    for method in chosen:
-        scores: list[tuple[float, str]] = []
-        for settings in CANDIDATES[method.title]:
-            text = run_file(method, settings, f"{data}&validate={VALIDATE}", TUNED_ON, seed)
-            found = statistics.fmean(accuracies(text, TUNED_ON))
-            scores.append((found, _listed(settings)))
-            print(f"{method.title:28} {found:6.2f}  {_listed(settings)}", flush=True)
-        best = max(scores)[1]
-        for found, named in scores:
-            mark = "**" if named == best else ""
-            lines.append(f"| {method.title} | {named} | {mark}{found:.2f}{mark} |")
-    return lines
+@dataclass(frozen=True)
+class Row:
+    """What one run gave."""
+
+    title: str
+    settings: Settings
+    accuracy: float
+    """Mean over the clients, in percent."""
+    lowest: float
+    """Of one client."""
+    clients: int
+    seed: int
+    tuning: bool
+    """Whether it is a candidate's, on validation samples."""
+
+    def line(self) -> str:
+        """Return a line of a table."""
+        named = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return f"| {self.title} | {self.accuracy:.2f} | {self.lowest:.1f} | {named} |"
 
 
-def compare(data: str, options: argparse.Namespace, chosen: Iterable[Method]) -> list[str]:
-    """Run every method once; return the lines of a table."""
-    lines = [
-        "| method | mean accuracy | lowest client | settings | seconds |",
-        "|---|---|---|---|---|",
-    ]
-    for method in chosen:
-        settings = CHOSEN[method.tuned_as or method.title]
-        began = time.monotonic()
-        text = run_file(method, settings, data, options.clients, options.seed)
-        found = accuracies(text, options.batch)
-        line = f"| {method.title} | {statistics.fmean(found):.2f} | {min(found):.1f} "
-        line += f"| {_listed(settings)} | {time.monotonic() - began:.0f} |"
-        print(line, flush=True)
-        lines.append(line)
-    return lines
+class Results:
+    """Rows in a JSON file; a later run with the same settings takes an earlier one's place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def rows(self) -> list[Row]:
+        """Return all rows."""
+        if not self._path.exists():
+            return []
+        return [Row(**entry) for entry in json.loads(self._path.read_text())]
+
+    def add(self, row: Row) -> None:
+        """Print a row and write it."""
+        print(row.line(), flush=True)
+        order = [method.title for method in METHODS]
+        kept = [r for r in self.rows() if not self._same(r, row)]
+        found = sorted([*kept, row], key=lambda r: (r.tuning, order.index(r.title)))
+        self._path.write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")
+
+    def _same(self, one: Row, other: Row) -> bool:
+        alike = (one.title, one.clients, one.seed, one.tuning)
+        if alike != (other.title, other.clients, other.seed, other.tuning):
+            return False
+        return not one.tuning or dict(one.settings) == dict(other.settings)
+
+    def table(self) -> None:
+        """Print the two tables."""
+        for tuning, scored in ((False, "test"), (True, "validation")):
+            print(f"\n| method | mean {scored} accuracy | lowest client | settings |")
+            print("|---|---|---|---|")
+            for row in self.rows():
+                if row.tuning == tuning:
+                    print(row.line())
 
 
-def _listed(settings: Settings) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+def run(method: Method, settings: Settings, data: str, options: argparse.Namespace) -> Row:
+    """Run a method once and return what it gave."""
+    text = run_file(method, settings, data, options.clients, options.seed)
+    began = time.monotonic()
+    found = accuracies(text, options.batch)
+    print(f"{method.title}: {time.monotonic() - began:.0f} s", flush=True)
+    return Row(
+        title=method.title,
+        settings=settings,
+        accuracy=round(statistics.fmean(found), 2),
+        lowest=round(min(found), 1),
+        clients=options.clients,
+        seed=options.seed,
+        tuning=options.tune,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--mnist", type=Path, required=True, help="folder of MNIST's files")
-    parser.add_argument("--qmnist", type=Path, required=True, help="folder of QMNIST's labels")
+    parser.add_argument("--mnist", type=Path, help="folder of MNIST's files")
+    parser.add_argument("--qmnist", type=Path, help="folder of QMNIST's labels")
     parser.add_argument("--tune", action="store_true", help="score candidates instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=66, help="how many of the 66 take part")
-    parser.add_argument("--batch", type=int, default=1, help="clients that train at once")
+    parser.add_argument("--batch", type=int, default=22, help="clients that train at once")
     parser.add_argument("--only", nargs="+", default=[], help="titles of methods")
-    parser.add_argument("--out", type=Path, help="where the table goes too, as Markdown")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print what --results holds")
     options = parser.parse_args()
+    results = Results(options.results)
+    if options.table:
+        results.table()
+        return
+    if options.mnist is None or options.qmnist is None:
+        parser.error("give --mnist and --qmnist")
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     data = f"{options.mnist}?writers=3&qmnist={options.qmnist}&client={{client}}"
-    wanted = [m for m in METHODS if not options.only or m.title in options.only]
+    chosen = [m for m in METHODS if not options.only or m.title in options.only]
     if options.tune:
-        lines = tune(data, options.seed, [m for m in wanted if not m.tuned_as])
-    else:
-        lines = compare(data, options, wanted)
-    if options.out is not None:
-        options.out.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines), file=sys.stderr)
+        options.clients, data = TUNED_ON, f"{data}&validate={VALIDATE}"
+    for method in chosen:
+        if not options.tune:
+            results.add(run(method, CHOSEN[method.tuned_as or method.title], data, options))
+        elif not method.tuned_as:
+            for settings in CANDIDATES[method.title]:
+                results.add(run(method, settings, data, options))
 
 
 if __name__ == "__main__":

@@ -127,3 +127,24 @@ class PrivacyLedgerError(PrivacyError):
 
     code = "privacy_ledger"
     number = "M0503"
+
+
+class ExportError(MotleyError):
+    """A model cannot be put into the asked format, or what was made of it predicts otherwise."""
+
+    code = "export"
+    number = "M0601"
+
+
+class MissingExtraError(ExportError):
+    """The asked format needs a library that is not installed."""
+
+    code = "missing_extra"
+    number = "M0602"
+
+
+class PackedModelError(MotleyError):
+    """A file is no packed model, is damaged, or does not fit the workload that it names."""
+
+    code = "packed_model"
+    number = "M0603"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from motley.errors import PlanError
@@ -103,7 +103,11 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a record."""
-        return asdict(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        # Not asdict for all: it copies every setting deeply, for every task of a round.
+        values["bits"], values["settings"] = dict(self.bits), dict(self.settings)
+        values["sparsity"] = asdict(self.sparsity) if self.sparsity else None
+        return values
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Plan:

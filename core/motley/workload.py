@@ -6,13 +6,13 @@ A workload is the user's plug-in. A run names it; the owner of each machine maps
 holds a complete example.
 
 Only `build`, `loss` and `metrics` touch torch; this module imports it for type checking alone,
-so that a server can read names and versions without it.
+so that a server can read names and versions without it. An `ArrayWorkload` needs no torch at all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import parse_qsl
@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import numpy.typing as npt
 
-from motley.errors import DataError
+from motley.errors import DataError, WorkloadError
 
 if TYPE_CHECKING:
     import torch
@@ -74,10 +74,27 @@ class LocalData:
 
 
 @dataclass(frozen=True)
+class ArrayModel:
+    """A model that is float32 arrays and no torch module."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of each tensor, in order; a name up to its last dot is its unit."""
+    draw: Callable[[np.random.Generator], Mapping[str, npt.NDArray[np.float32]]]
+    """Makes the initial values of all tensors."""
+
+
+def _no_module() -> torch.nn.Module:
+    raise WorkloadError(
+        "this model variant is arrays and no torch module; only fedavg and fedpaq train those, "
+        "without privacy: take one of them, or a workload whose variants build a module"
+    )
+
+
+@dataclass(frozen=True)
 class Variant:
     """One model size of a workload."""
 
-    build: Callable[[], torch.nn.Module]
+    build: Callable[[], torch.nn.Module] = _no_module
     """Makes the model with freshly drawn parameters (seeded by the caller)."""
     quantized: tuple[str, ...] | None = None
     """Names of the tensors that low bit-widths apply to. None: every parameter of two or more
@@ -89,6 +106,8 @@ class Variant:
     """Units larger than a layer, by path in the module: {"stage1.0": "stage1.0"} makes one unit of
     all that lies in that block, {"bn1": "conv1"} puts `bn1` into the unit of `conv1`. The longest
     path that fits a tensor counts; where none fits, and without this, each layer is a unit."""
+    arrays: ArrayModel | None = None
+    """Instead of `build`: the model of an `ArrayWorkload`."""
 
 
 class Workload(ABC):
@@ -124,3 +143,29 @@ class Workload(ABC):
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return metrics of each sample, each [B]; reports average them. Default: accuracy."""
         return {"accuracy": (outputs.argmax(dim=1) == targets).float()}
+
+
+class ArrayWorkload(Workload):
+    """A workload that trains arrays with code of its own; no torch is imported for it.
+
+    Its variants have `arrays`. FedAvg and FedPAQ train it, without privacy.
+    """
+
+    @abstractmethod
+    def fit(
+        self,
+        tensors: dict[str, npt.NDArray[np.generic]],
+        samples: Split,
+        batches: Iterable[npt.NDArray[np.int64]],
+        learning_rate: float,
+    ) -> float:
+        """Train `tensors` in place, a step for each batch of sample indices; return the mean loss.
+
+        Draw from nothing but the batches: the same task gives the same model.
+        """
+
+    @abstractmethod
+    def score(
+        self, tensors: Mapping[str, npt.NDArray[np.generic]], samples: Split
+    ) -> Mapping[str, float]:
+        """Return the model's metrics over samples."""

@@ -3,7 +3,7 @@
 #   debootstrap --arch=arm64 --variant=minbase --include=python3 bookworm TREE
 #   pip install --target SITE --platform manylinux_2_28_aarch64 --only-binary=:all: torch numpy ...
 #   deploy/check/arm64.sh TREE SITE
-# Needs qemu-user-static and binfmt_misc. PYTHON runs the server: an interpreter that has it installed.
+# Needs qemu-user-static and binfmt_misc; the checkout is shown as it lies: change nothing in it meanwhile. PYTHON runs the server: an interpreter that has it installed.
 set -euo pipefail
 tree=${1:?usage: arm64.sh TREE SITE}
 site=${2:?usage: arm64.sh TREE SITE}

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
+"""By its path: it would be looked for in the PATH of the image."""
 NOTED = {"EXPOSE", "VOLUME", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
 
@@ -127,7 +129,7 @@ class Check:
     def run(self, stage: Stage, command: str) -> None:
         """Run a shell command in a stage's tree, as its user."""
         environment = {**stage.arguments, **stage.environment}
-        chroot = ["chroot", f"--userspec={stage.user}", stage.tree]
+        chroot = [CHROOT, f"--userspec={stage.user}", stage.tree]
         inside = ["/bin/sh", "-c", f"cd {stage.folder} && {command}"]
         done = subprocess.run([*chroot, *inside], env=environment)
         if done.returncode:

@@ -66,11 +66,22 @@ check_jetson() {
     [[ -e $here/etc/systemd/system/fedclient@.service.d/gpu.conf ]]
     # An environment that brings another torch is taken away again.
     rm -rf "$here/opt/motley"
-    sed -i 's/^dependencies = \[/&"torch==2.13.0",/' "$here/source/pyproject.toml"
-    if inside /source/deploy/jetson/install.sh jetson-1; then
+    package "$here/source/other" torch 2.13.0
+    cat >"$here/source/other/pyproject.toml" <<'OTHER'
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "torch"
+version = "2.13.0"
+OTHER
+    sed -i 's|^dependencies = \[|&"torch @ file:///source/other",|' "$here/source/pyproject.toml"
+    printf '[tool.hatch.metadata]\nallow-direct-references = true\n' >>"$here/source/pyproject.toml"
+    if inside /source/deploy/jetson/install.sh jetson-1 2>&1 | tee "$work/refusal"; then
         echo "installers.sh: JetPack's torch was replaced" >&2
         exit 1
     fi
+    grep -q 'torch or numpy would be another one: 2.13.0' "$work/refusal"
     [[ ! -e $here/opt/motley ]]
 }
 
@@ -90,7 +101,8 @@ check_android() {
     stand_in dpkg-query 'sed -n "s/^$4 //p" /source/deploy/android/versions.txt | sed s/2.1.2/2.2.0/'
     ln -s /usr/bin/python3 "$here/stand-ins/python"
     # What Termux brings compiled, pip brings here; torch is not imported, a module stands in.
-    inside python3 -m pip install --break-system-packages --quiet numpy grpcio cryptography pydantic
+    inside python3 -m venv /tmp/pip
+    inside /tmp/pip/bin/pip install --quiet --target /usr/lib/python3/dist-packages numpy grpcio cryptography pydantic
     package "$here/usr/lib/python3/dist-packages" torch 2.5.0
     inside TERMUX_VERSION=0.118 bash /source/deploy/android/install.sh phone-1
     inside /home/motley/bin/fedclient --version

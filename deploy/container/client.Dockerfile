@@ -24,7 +24,7 @@ RUN groupadd --gid 10400 motley && useradd --uid 10400 --gid 10400 --no-create-h
 RUN install -d -o motley -g motley -m 0700 /var/lib/motley
 COPY --from=build /opt/motley /opt/motley
 COPY deploy/container/join-and-start.sh deploy/container/healthy.sh /usr/local/bin/
-ENV PATH=/opt/motley/bin:/usr/local/bin:/usr/bin:/bin MOTLEY_STATE=/var/lib/motley PYTHONUNBUFFERED=1
+ENV HOME=/tmp PATH=/opt/motley/bin:/usr/local/bin:/usr/bin:/bin MOTLEY_STATE=/var/lib/motley PYTHONUNBUFFERED=1
 USER 10400:10400
 WORKDIR /var/lib/motley
 VOLUME /var/lib/motley

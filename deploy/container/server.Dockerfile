@@ -23,7 +23,7 @@ RUN groupadd --gid 10400 motley && useradd --uid 10400 --gid 10400 --no-create-h
 RUN install -d -o motley -g motley -m 0700 /var/lib/motley /run/motley-tokens
 COPY --from=build /opt/motley /opt/motley
 COPY deploy/container/serve.sh deploy/container/tokens.sh /usr/local/bin/
-ENV PATH=/opt/motley/bin:/usr/local/bin:/usr/bin:/bin MOTLEY_DATA=/var/lib/motley PYTHONUNBUFFERED=1
+ENV HOME=/tmp PATH=/opt/motley/bin:/usr/local/bin:/usr/bin:/bin MOTLEY_DATA=/var/lib/motley PYTHONUNBUFFERED=1
 USER 10400:10400
 WORKDIR /var/lib/motley
 VOLUME /var/lib/motley

@@ -25,17 +25,22 @@ before=$(state python3) ||
 python3 -c 'import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 0))' ||
     fail "torch 2.0 or newer is needed; this JetPack has: $before"
 
+[ ! -e "$target" ] || fail "$target is there already; to install anew, remove it first"
+held=$(mktemp)
+installed=no
+finish() {
+    rm -f "$held"
+    [ "$installed" = yes ] || rm -rf "$target"
+}
+trap finish EXIT
 python3 -m venv --system-site-packages "$target"
 # The package without its extra `client`, which names nothing but torch; numpy is held where it is.
-held=$(mktemp)
-trap 'rm -f "$held"' EXIT
 python3 -c 'import numpy; print(f"numpy=={numpy.__version__}")' >"$held"
 "$target/bin/python" -m pip install --constraint "$held" "$source"
 
-after=$(state "$target/bin/python")
-[ "$before" = "$after" ] || {
-    rm -rf "$target"
+after=$(state "$target/bin/python") || after="none that can be imported"
+[ "$before" = "$after" ] ||
     fail "torch or numpy would be another one: $after instead of $before; $target was removed again"
-}
+installed=yes
 "$target/bin/python" -c 'import torch; print("torch", torch.__version__, "sees an accelerator:", torch.cuda.is_available())'
 "$here/../systemd/install.sh" client "$name" --gpu

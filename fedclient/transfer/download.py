@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc import StatusCode
@@ -14,7 +16,8 @@ from fedclient.errors import TransferError
 from fedclient.transfer.peer import Peer, is_for_now, pause, raise_if_final
 from fedclient.transfer.speed import LinkRecord
 from motley.errors import PayloadError
-from motley.wire import Frame, FrameError, FrameWriter
+from motley.waiting import settled
+from motley.wire import Frame, FrameError, FrameWriter, file_sha256
 from motley.wire.stubs import common_pb2, federation_pb2
 
 log = get_logger()
@@ -30,13 +33,14 @@ async def download(
 
     What is there already is not fetched again: neither the whole payload nor the beginning in
     `TARGET.part`; a beginning that the server cannot go on from is dropped. Breaks and pauses are
-    retried for ever.
+    retried for ever. Nothing is synced, since it can be fetched again: what lies here from before
+    is hashed.
 
     Raises:
         TransferError: the server does not have it for us, or what it sends stays damaged.
         OSError: the disk refused.
     """
-    if target.exists() and target.stat().st_size == ref.size:
+    if await asyncio.to_thread(_is_held, target, ref):
         log.debug("download_held", task=task_id, payload=target.name)
         return target
     backoff, damaged, seen = peer.backoff(), 0, -1
@@ -47,7 +51,7 @@ async def download(
                     backoff.reset()  # the link moves: progress is never punished
                 seen = writer.received
                 await _attempt(peer, ref, task_id, writer, link)
-                return await asyncio.to_thread(writer.finish, ref.sha256)
+                return await asyncio.to_thread(_finish, writer, ref.sha256)
         except grpc.aio.AioRpcError as error:
             raise_if_final(error, f"the server does not give the payload of task {task_id}")
             reason, wait = error.details() or error.code().name, pause(error, backoff)
@@ -65,6 +69,16 @@ async def download(
                 ) from None
         log.info("download_interrupted", task=task_id, reason=reason, retry_in=round(wait, 2))
         await peer.sleep(wait)
+
+
+def _is_held(target: Path, ref: common_pb2.PayloadRef) -> bool:
+    if not target.exists() or target.stat().st_size != ref.size:
+        return False
+    return file_sha256(target) == ref.sha256
+
+
+def _finish(writer: FrameWriter, sha256: bytes) -> Path:
+    return writer.finish(sha256, sync=False)
 
 
 async def _attempt(
@@ -91,16 +105,10 @@ async def _attempt(
     started: float | None = None
     first = 0
     try:
-        while writer.received < ref.size:
-            frame = await peer.within_idle(call.read())
-            if frame is grpc.aio.EOF:
-                raise FrameError(f"the stream ended at {writer.received} of {ref.size} bytes")
-            if not frame.data:
-                continue  # a sign of life: the server lets others go first
-            writer.write(Frame(frame.offset, frame.data, frame.crc32))
-            link.passed("download", len(frame.data))
+        async for count in _frames(peer, call, writer):
+            link.passed("download", count)
             if started is None:
-                started, first = time.monotonic(), len(frame.data)
+                started, first = time.monotonic(), count
     except grpc.aio.AioRpcError as error:
         if error.code() is not StatusCode.OUT_OF_RANGE or not offset:
             raise
@@ -111,3 +119,33 @@ async def _attempt(
             link.downloaded(writer.received - offset - first, time.monotonic() - started)
     finally:
         call.cancel()
+
+
+async def _frames(peer: Peer, call: Any, writer: FrameWriter) -> AsyncIterator[int]:
+    """Write what comes; yield each frame's size when the next one has come.
+
+    Checked, written and hashed beside the event loop, while the next one comes.
+    """
+    loop, coming = asyncio.get_running_loop(), writer.received
+    storing: asyncio.Future[int] | None = None
+    try:
+        with peer.watching() as watch:
+            while coming < writer.size:
+                frame = await watch.step(call.read())
+                if frame is grpc.aio.EOF:
+                    raise FrameError(f"the stream ended at {coming} of {writer.size} bytes")
+                if not frame.data:
+                    continue  # a sign of life: the server lets others go first
+                if storing is not None:
+                    await settled(storing)
+                came = Frame(frame.offset, frame.data, frame.crc32)
+                storing = loop.run_in_executor(None, writer.write, came)
+                coming += len(came.data)
+                yield len(came.data)
+    except BaseException:
+        if storing is not None:
+            await asyncio.wait({storing})  # the writer is closed next
+            storing.exception()
+        raise
+    if storing is not None:
+        await settled(storing)

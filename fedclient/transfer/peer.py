@@ -7,14 +7,16 @@ import contextlib
 import random
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc import StatusCode
 
 from fedclient.backoff import Backoff
 from fedclient.errors import TransferError
+from motley.waiting import Watch, watching
 
 if TYPE_CHECKING:
     from motley.wire.stubs.federation_pb2_grpc import FederationStub
@@ -70,9 +72,9 @@ class Peer:
         """Return fresh delays for one piece of work."""
         return Backoff(self.rng)
 
-    async def within_idle(self, step: Awaitable[Any]) -> Any:
-        """Await one step of a stream; raise TimeoutError when nothing came for too long."""
-        return await asyncio.wait_for(step, self.patience.idle_seconds)
+    def watching(self) -> AbstractContextManager[Watch]:
+        """Give a watch over the steps of a stream: none may stand still for too long."""
+        return watching(self.patience.idle_seconds)
 
 
 def is_for_now(error: grpc.aio.AioRpcError) -> bool:

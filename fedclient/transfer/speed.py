@@ -17,6 +17,9 @@ SMALLEST = 32 * 1024
 """Bytes; shorter transfers tell the delay of a call, not the speed of a link."""
 _WEIGHT = 0.3
 
+TOLD_CHANGE = 0.25
+"""Part of a speed by which it has to change before the server is told."""
+
 FULL_FRAME = FRAME_SIZE
 CUT_FRAME = 128 * 1024
 """After a cut: what is repeated at the next one."""
@@ -51,6 +54,7 @@ class LinkRecord:
             self.speed = LinkSpeed.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             self.speed = LinkSpeed()
+        self._told = self.speed
 
     # --- speed -------------------------------------------------------------------------------
 
@@ -61,6 +65,19 @@ class LinkRecord:
     def uploaded(self, size: int, seconds: float) -> None:
         """Take in an upload of `size` bytes."""
         self._note("upload", size, seconds)
+
+    def told(self) -> LinkSpeed:
+        """Return what the server is told: renewed when a speed has changed by a quarter.
+
+        What a client says of itself is put on record when it changes, which every transfer would.
+        """
+        pairs = (
+            (self.speed.download, self._told.download),
+            (self.speed.upload, self._told.upload),
+        )
+        if any(abs(now - told) > TOLD_CHANGE * told for now, told in pairs):
+            self._told = self.speed
+        return self._told
 
     def _note(self, direction: Direction, size: int, seconds: float) -> None:
         if size < SMALLEST or seconds <= 0:
@@ -106,6 +123,6 @@ class LinkRecord:
     def _keep(self, **changes: float) -> None:
         self.speed = self.speed.model_copy(update=changes)
         try:
-            self._disk.write(self._path, self.speed.model_dump_json().encode())
+            self._disk.note(self._path, self.speed.model_dump_json().encode())
         except OSError as error:  # no transfer fails over a note on its speed
             log.warning("link_not_noted", reason=str(error))

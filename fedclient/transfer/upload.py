@@ -92,7 +92,8 @@ class _Attempt:
         call = self._peer.stub.Upload()
         sender: asyncio.Task[None] | None = None
         try:
-            await self._peer.within_idle(call.write(self._opening()))
+            with self._peer.watching() as watch:
+                await watch.step(call.write(self._opening()))
             reply = await self._turn(call)
             if reply.WhichOneof("kind") == "receipt":
                 return reply.receipt

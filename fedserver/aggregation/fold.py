@@ -17,6 +17,7 @@ from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo, UnitTable
 from motley.wire import (
     TILE,
+    Dense,
     EncodedTensor,
     Mask,
     PayloadInfo,
@@ -26,6 +27,10 @@ from motley.wire import (
 )
 
 Tile = npt.NDArray[np.floating]
+
+RELEASE_BYTES = 8 << 20
+"""Of files that may stay mapped: they count as memory of the process that reads them, and a kernel
+may map more than is read."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +79,32 @@ def fold(
     with ExitStack() as stack:
         base = stack.enter_context(PayloadReader(state, table.tensor_table))
         readers = [stack.enter_context(PayloadReader(c.path, table.tensor_table)) for c in ordered]
-        folding = _Folding(ordered, base, readers, reducer, finish_tile)
-        return write_payload(out, folding.tensors(table), table.tensor_table)
+        folding = _Folding(ordered, base, readers, reducer, finish_tile, Pages())
+        layout = [(row, Dense(row.dtype)) for row in table.tensor_table]
+        return write_payload(out, folding.tensors(table), table.tensor_table, layout)
 
 
 @dataclass(frozen=True)
 class _View:
     """One client's part of one tensor."""
 
+    reader: PayloadReader
     tensor: EncodedTensor
     is_delta: bool
     mask: Mask | None
 
     @classmethod
-    def of(cls, row: TensorInfo, tensor: EncodedTensor, contribution: Contribution) -> _View:
+    def of(cls, row: TensorInfo, reader: PayloadReader, contribution: Contribution) -> _View:
+        tensor = reader[row.name]
         # Only float32 tensors travel as differences (motley/execution).
         is_delta = contribution.is_delta and row.dtype == "float32"
         is_delta = is_delta and row.unit not in contribution.values_of
         mask = contribution.masks(row) if contribution.masks else None
-        return cls(tensor if mask is None else tensor.under(mask), is_delta, mask)
+        return cls(reader, tensor if mask is None else tensor.under(mask), is_delta, mask)
+
+    def nbytes(self, count: int) -> int:
+        """Return about how many bytes of its file `count` values take."""
+        return self.tensor.nbytes * count // max(self.tensor.size, 1)
 
     def read(self, base: Tile, start: int, out: Tile) -> None:
         """Write the client's values of a tile; those that it did not send have no meaning."""
@@ -100,9 +112,21 @@ class _View:
         if self.is_delta:
             out += base
 
-    def sent(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """Return which values of a tile it sent."""
-        return np.ones(stop - start, np.bool_) if self.mask is None else self.mask.tile(start, stop)
+
+class Pages:
+    """Counts what was read of mapped files, and lets go of it now and then."""
+
+    def __init__(self) -> None:
+        self._count, self._read = 0, set[PayloadReader]()
+
+    def read(self, reader: PayloadReader, count: int) -> None:
+        """Note `count` bytes more of a file."""
+        self._count += count
+        self._read.add(reader)
+        if self._count >= RELEASE_BYTES:
+            for one in self._read:
+                one.release()
+            self._count, self._read = 0, set()
 
 
 @dataclass(frozen=True)
@@ -112,11 +136,13 @@ class _Folding:
     readers: Sequence[PayloadReader]
     reduce: Reducer
     finish_tile: Callable[[Tile, Tile], Tile]
+    pages: Pages
 
     def tensors(self, table: UnitTable) -> Iterator[tuple[str, EncodedTensor]]:
         """Yield every tensor of the new state in the table's order."""
         for row in table.rows:
             yield row.name, encode_dense(self._tensor(row), copy=False)
+            self.pages.read(self.base, row.nbytes)
 
     def _tensor(self, row: TensorInfo) -> npt.NDArray[np.generic]:
         senders = [
@@ -136,17 +162,22 @@ class _Folding:
         flat = cast(Tile, old.reshape(-1))
         new = np.empty_like(flat)
         values = np.empty((len(senders), min(TILE, flat.size)), dtype)
-        views = [_View.of(row, reader[row.name], c) for reader, c, _ in senders]
+        views = [_View.of(row, reader, c) for reader, c, _ in senders]
         is_sparse = any(view.mask is not None for view in views)
+        sent = np.ones(values.shape if is_sparse else (len(views), 0), np.bool_)
         for start in range(0, flat.size, TILE):
             stop = min(start + TILE, flat.size)
             tile = values[:, : stop - start]
-            for line, view in zip(tile, views, strict=True):
+            for line, held, view in zip(tile, sent[:, : stop - start], views, strict=True):
                 view.read(flat[start:stop], start, line)
+                self.pages.read(view.reader, view.nbytes(stop - start))
+                if view.mask is not None:
+                    held[:] = view.mask.tile(start, stop)
             with np.errstate(over="ignore", invalid="ignore"):
                 if is_sparse:
-                    sent = np.stack([view.sent(start, stop) for view in views])
-                    reduced = reduce_present(self.reduce, tile, weights, sent, flat[start:stop])
+                    reduced = reduce_present(
+                        self.reduce, tile, weights, sent[:, : stop - start], flat[start:stop]
+                    )
                 else:
                     reduced = self.reduce(tile, weights)
             new[start:stop] = self.finish_tile(flat[start:stop], reduced)

@@ -56,14 +56,15 @@ def reduce_present(
     """
     result: Tile = old.copy()
     senders = np.count_nonzero(present, axis=0)
-    for count in np.unique(senders):
+    for count in np.flatnonzero(np.bincount(senders)):
         if not count:
             continue
         alike = np.flatnonzero(senders == count)
         for start in range(0, alike.size, _AT_ONCE):
             columns = alike[start : start + _AT_ONCE]
-            # Those who sent a coordinate first, in order of name as before.
-            order = np.argsort(~present[:, columns], axis=0, kind="stable")[:count]
+            # Those who sent a coordinate, in order of name as before.
+            found = np.nonzero(present[:, columns].T)[1].reshape(columns.size, count)
+            order = np.ascontiguousarray(found.T)
             part = np.take_along_axis(values[:, columns], order, axis=0)
             result[columns] = reducer(part, weights[order])
     return result

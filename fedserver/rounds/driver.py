@@ -25,6 +25,9 @@ T = TypeVar("T")
 IDLE_SECONDS = 10.0
 """The engine is asked at least so often, and the time left of open rounds is noted."""
 
+TIDY_SECONDS = 1.0
+"""Between two looks for payloads of no use: in short rounds clients would wait for each of them."""
+
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 """When the disk refused something it is tried again after 0.5, 1, 2 ... up to 30 s."""
@@ -43,6 +46,7 @@ class Driver:
         self._may_have_work = set(engine.tasks_in_hand())
         self._failures = 0
         self._next_try = engine.clock.monotonic()
+        self._tidied = float("-inf")
 
     def wake(self, clients: Iterable[str]) -> None:
         """Note that something changed; `clients` have new tasks. Safe from any thread."""
@@ -117,7 +121,9 @@ class Driver:
             try:
                 if await self._move():
                     continue
-                await self._tidy()
+                if self._tidy_in() <= 0:
+                    self._tidied = self._loop.time()
+                    await self._tidy()
                 if self._loop.time() - saved >= IDLE_SECONDS:
                     await self._database(self._engine.save_time_left)
                     saved = self._loop.time()
@@ -142,6 +148,8 @@ class Driver:
         else:
             left = await self._database(self._engine.seconds_to_next_deadline)
             seconds = IDLE_SECONDS if left is None else min(IDLE_SECONDS, left + 0.01)
+            if self._engine.unkept or self._payloads.has_suspects():
+                seconds = min(seconds, max(0.0, self._tidy_in()))
         waiting = asyncio.ensure_future(self._due.wait())
         try:
             await asyncio.wait({waiting}, timeout=seconds)
@@ -179,6 +187,10 @@ class Driver:
             log.info("disk_works_again", failures=self._failures)
         self._failures = 0
         self._engine.hold("")
+
+    def _tidy_in(self) -> float:
+        """Return the seconds until payloads may be looked at again."""
+        return self._tidied + TIDY_SECONDS - self._loop.time()
 
     async def _tidy(self) -> None:
         """Remove payloads and partial uploads that nothing needs any more."""

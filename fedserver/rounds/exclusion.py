@@ -1,17 +1,22 @@
-"""Clients that the operator shut out: they leave their runs, and no round waits for them."""
+"""Clients that left a run for good: shut out by the operator, or at the end of their budget."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, or_, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.closing import OPEN_TASKS
 from fedserver.storage.schema import clients, members, runs, tasks
+from motley.errors import PrivacyBudgetError
 
 log = get_logger()
 
 _MARK = "revoked: "
 """How the reason of such an exclusion begins; others are not touched when a client may return."""
+_SPENT = f"{PrivacyBudgetError.code}: "
+"""How the reason begins of who trains no more, and takes the finished model all the same."""
+MAY_RECEIVE = or_(members.c.excluded == "", members.c.excluded.startswith(_SPENT, autoescape=True))
+"""Members who get a run's finished model: to receive it spends no privacy."""
 
 
 def shut_out(tx: Connection, client: str, reason: str, now: float) -> None:
@@ -29,7 +34,7 @@ def shut_out(tx: Connection, client: str, reason: str, now: float) -> None:
     unfinished = select(tasks.c.run).where(*waiting)
     out = tx.execute(
         update(members)
-        .where(members.c.client == client, members.c.excluded == "")
+        .where(members.c.client == client, MAY_RECEIVE)
         .where(members.c.run.in_(concerned) | members.c.run.in_(unfinished))
         .values(excluded=why)
     )

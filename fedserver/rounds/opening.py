@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.context import RunContext
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fedserver.rounds.engine import Engine
 
 log = get_logger()
+
+TAKES_PART: ColumnElement[bool] = members.c.excluded == ""
 
 
 def begin(
@@ -161,17 +163,14 @@ def _wait(tx: Connection, run: Any, reason: str) -> bool:
     return False
 
 
-def enrolled_members(tx: Connection, run_id: str, context: RunContext) -> list[Member]:
-    """Return a run's clients that are not excluded, in order of name."""
-    rows = tx.execute(
-        select(members).where(members.c.run == run_id).order_by(members.c.client)
-    ).all()
+def enrolled_members(
+    tx: Connection, run_id: str, context: RunContext, chosen: ColumnElement[bool] = TAKES_PART
+) -> list[Member]:
+    """Return the `chosen` of a run's clients, default: who is not excluded, in order of name."""
+    query = select(members, chosen.label("chosen")).where(members.c.run == run_id)
+    rows = tx.execute(query.order_by(members.c.client)).all()
     # A client that leaves the run does not move the others to another place.
-    return [
-        context.member(row, index, len(rows))
-        for index, row in enumerate(rows)
-        if row.excluded == ""
-    ]
+    return [context.member(row, index, len(rows)) for index, row in enumerate(rows) if row.chosen]
 
 
 def add_tasks(
@@ -268,12 +267,17 @@ def opened(
     )
 
 
-def needs_broadcast(context: RunContext, kind: str) -> bool:
-    """Return whether a task of this kind starts from the global model."""
+def needs_broadcast(context: RunContext, kind: str, *, trained: bool = True) -> bool:
+    """Return whether a task of this kind starts from the global model.
+
+    `trained`: whether an update of the client was ever counted.
+    """
     algorithm = context.algorithm
     if not algorithm.has_global_model:
         return False
     if kind == "train" or algorithm.personal_from_global:
+        return True
+    if kind == "finish" and algorithm.personal_begins_global and not trained:
         return True
     if kind == "evaluate":
         return algorithm.evaluated_model(context.runfile.evaluate.subject) != "personal"

@@ -9,6 +9,7 @@ from structlog.stdlib import get_logger
 
 from fedserver.rounds.closing import OPEN_TASKS, close_if_due, evaluated, fold_job
 from fedserver.rounds.context import RunContext
+from fedserver.rounds.exclusion import MAY_RECEIVE
 from fedserver.rounds.jobs import HeldOutJob, Job
 from fedserver.rounds.opening import (
     add_tasks,
@@ -18,7 +19,7 @@ from fedserver.rounds.opening import (
     needs_broadcast,
     open_job,
 )
-from fedserver.storage.schema import rounds, tasks
+from fedserver.storage.schema import members, rounds, tasks
 
 if TYPE_CHECKING:
     from fedserver.rounds.engine import Engine
@@ -56,11 +57,13 @@ def step(engine: Engine, tx: Connection, run: Any, woken: set[str]) -> tuple[boo
 def _finish(engine: Engine, tx: Connection, run: Any, context: RunContext, woken: set[str]) -> None:
     """End a run; every client gets a finish task now, absent ones when they return."""
     moment = moment_of(tx, run, context, run.rounds)
-    payload = run.state if needs_broadcast(context, "finish") else ""
-    enrolled = enrolled_members(tx, run.id, context)
-    offered = {"status": "offered", "payload": payload}
-    add_tasks(tx, run, context, enrolled, moment, "finish", 0, None, **offered)
-    woken.update(member.name for member in enrolled)
+    for trained in (True, False):
+        was_counted = (members.c.counted_version != "") == trained
+        receiving = enrolled_members(tx, run.id, context, MAY_RECEIVE & was_counted)
+        payload = run.state if needs_broadcast(context, "finish", trained=trained) else ""
+        offered = {"status": "offered", "payload": payload}
+        add_tasks(tx, run, context, receiving, moment, "finish", 0, None, **offered)
+        woken.update(member.name for member in receiving)
     engine.set_status(tx, run.id, "finished", "", ended=True)
 
 

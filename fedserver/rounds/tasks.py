@@ -174,10 +174,6 @@ class TaskDesk:
                 f"task {task_id} is over ({row.status}), and its payload is no longer kept"
             )
 
-    def count_download(self, task_id: str, sent: int) -> None:
-        """Add to the bytes that went out for a task."""
-        self.count_downloads({task_id: sent})
-
     def count_downloads(self, sent: Mapping[str, int]) -> None:
         """Add to the bytes that went out for each task."""
         add = update(tasks).where(tasks.c.id == bindparam("task"))

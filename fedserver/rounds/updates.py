@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedserver.aggregation.fold import Pages
 from fedserver.rounds.tasks import Findings, Ticket
 from motley.errors import PayloadError, UpdateError
 from motley.models.units import TensorInfo
@@ -38,6 +39,7 @@ def check_update(path: Path, ticket: Ticket) -> Findings:
         with PayloadReader(path, ticket.table.tensor_table) as reader:
             _check_names(set(reader.names), ticket)
             widths: dict[str, int] = {}
+            pages = Pages()
             for row in ticket.table.rows:
                 if row.name not in reader.names:
                     continue
@@ -45,6 +47,7 @@ def check_update(path: Path, ticket: Ticket) -> Findings:
                 _check_tensor(row, tensor, ticket)
                 if isinstance(tensor.encoding, UniformPlanes):
                     widths[row.unit] = max(widths.get(row.unit, 0), tensor.encoding.bits)
+                pages.read(reader, tensor.nbytes)
             return Findings(widths=widths, distances=_measure(reader, ticket))
     except PayloadError as error:
         raise UpdateError(f"the update of {ticket.client} is not valid: {error}") from None

@@ -54,11 +54,16 @@ def _method(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any]:
         context = engine.context(tx, run_id)
     except MotleyError:
         nothing = {"algorithm": "", "workload": "", "local_steps": 0, "keep": 0, "layers": {}}
-        return {**nothing, "privacy": None}
+        model = {"arguments": {}, "global_variant": "", "held_out": ""}
+        return {**nothing, **model, "privacy": None}
     tables = context.model.tables if context.model else {}
+    has_global = context.model is not None and context.algorithm.has_global_model
     return {
         "algorithm": context.algorithm.name,
         "workload": context.runfile.workload.name,
+        "arguments": dict(context.runfile.workload.arguments),
+        "global_variant": context.prepared.global_variant if has_global else "",
+        "held_out": context.runfile.evaluate.held_out,
         "local_steps": context.algorithm.local_steps,
         "keep": context.runfile.keep.rounds,
         "layers": {variant: table.quantized_sizes for variant, table in tables.items()},

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fedserver.errors import IdleError, OffsetError
 from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.exchange import Exchange
+from fedserver.service.gathered import Gathered
 from fedserver.service.limits import Caller
 from fedserver.service.transfers import LARGEST_FRAME, SMALLEST_FRAME
+from motley.waiting import Watch, watching
 from motley.wire import iter_frames
 from motley.wire.stubs import common_pb2, federation_pb2
 
@@ -24,6 +28,7 @@ class Downloads:
     def __init__(self, exchange: Exchange) -> None:
         self._to = exchange
         self._desk = TaskDesk(exchange.engine)
+        self._counted = Gathered[tuple[str, int], None](exchange.database, self._count_all)
 
     async def send(
         self, request: federation_pb2.DownloadRequest, caller: Caller, context: Context
@@ -40,14 +45,16 @@ class Downloads:
         await self._to.database(self._desk.may_download, name, request.task_id, digest)
         await self._to.quota.open(name)
 
-        async def tell(before: int) -> None:
-            await self._write(context, common_pb2.Frame(offset=request.offset))
+        with writing(context, self._to.guard.limits.idle_seconds) as write:
 
-        with self._to.guard.transfer(caller):
-            async with self._to.turns.turn(name, tell):
-                await self._send(request, context)
+            async def tell(before: int) -> None:
+                await write(common_pb2.Frame(offset=request.offset))
 
-    async def _send(self, request: federation_pb2.DownloadRequest, context: Context) -> None:
+            with self._to.guard.transfer(caller):
+                async with self._to.turns.turn(name, tell):
+                    await self._send(request, write)
+
+    async def _send(self, request: federation_pb2.DownloadRequest, write: Writer) -> None:
         path = self._to.payloads.path(request.sha256.hex())
         whole = path.stat().st_size
         if request.offset > whole:
@@ -68,9 +75,8 @@ class Downloads:
                     # Before it is written: a client that has its last byte may end the call there.
                     sent += len(frame.data)
                     await self._to.quota.spend(request.name, len(frame.data))
-                    await self._write(
-                        context,
-                        common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32),
+                    await write(
+                        common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
                     )
                 finally:
                     self._to.memory.give(size)
@@ -82,24 +88,34 @@ class Downloads:
 
     async def _count(self, request: federation_pb2.DownloadRequest, sent: int) -> None:
         if sent:
-            await self._to.database(self._desk.count_download, request.task_id, sent)
-        await self._to.quota.save(request.name)
+            await self._counted((request.task_id, sent))
 
-    async def _write(self, context: Context, frame: common_pb2.Frame) -> None:
-        await write_within(context, frame, self._to.guard.limits.idle_seconds)
+    def _count_all(self, sent: Sequence[tuple[str, int]]) -> list[None]:
+        totals: Counter[str] = Counter()
+        for task_id, count in sent:
+            totals[task_id] += count
+        self._desk.count_downloads(totals)
+        return [None] * len(sent)
 
 
-async def write_within(context: Context, message: object, seconds: float) -> None:
-    """Write a message to a stream; raise IdleError when the client does not read for so long."""
-    writing = asyncio.ensure_future(context.write(message))
-    try:
-        done, _ = await asyncio.wait({writing}, timeout=seconds)
-    except asyncio.CancelledError:
-        writing.cancel()
-        raise
-    if not done:
-        writing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({writing}, timeout=1.0)
-        raise IdleError(f"nothing was read for {seconds:g} s; ask again from where you are")
-    writing.result()
+class Writer:
+    """Writes messages to a stream whose client has to read them."""
+
+    def __init__(self, context: Context, watch: Watch, seconds: float) -> None:
+        self._context, self._watch, self._seconds = context, watch, seconds
+
+    async def __call__(self, message: object) -> None:
+        """Write one; raise IdleError when the client does not read for too long."""
+        try:
+            await self._watch.step(self._context.write(message))
+        except asyncio.TimeoutError:
+            raise IdleError(
+                f"nothing was read for {self._seconds:g} s; ask again from where you are"
+            ) from None
+
+
+@contextlib.contextmanager
+def writing(context: Context, seconds: float) -> Iterator[Writer]:
+    """Give a writer to a stream, for the current task."""
+    with watching(seconds) as watch:
+        yield Writer(context, watch, seconds)

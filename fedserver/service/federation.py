@@ -14,7 +14,7 @@ from fedserver.rounds.presence import Arrival
 from fedserver.rounds.standing import Standing
 from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.callers import Callers
-from fedserver.service.downloads import Downloads, write_within
+from fedserver.service.downloads import Downloads, writing
 from fedserver.service.exchange import Exchange
 from fedserver.service.gathered import Gathered
 from fedserver.service.intake import Requests
@@ -74,21 +74,23 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         # Hashing, checking and writing of updates never run on the event loop.
         self._files = FileThreads()
         self.turns = Turns(limits.transfers)
+        self._quota = Quota(limits.bytes_per_day, self._standing, database, engine.clock)
         exchange = Exchange(
             engine=engine,
             database=database,
             payloads=payloads,
             guard=self._guard,
-            quota=Quota(limits.bytes_per_day, self._standing, database, engine.clock),
+            quota=self._quota,
             turns=self.turns,
             memory=FrameMemory(limits.frame_memory_mib * MIB),
             files=self._files,
         )
         self._downloads, self._uploads = Downloads(exchange), Uploads(exchange)
 
-    def close(self) -> None:
-        """End the file threads."""
+    async def close(self) -> None:
+        """End the file threads, and put on record what transfers counted."""
         self._files.close()
+        await self._quota.save_all()
 
     # --- check-in ----------------------------------------------------------------------------
 
@@ -190,14 +192,12 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     async def Upload(self, requests: Requests, context: Context) -> None:  # noqa: N802
         """Take an update from the acknowledged offset on; the last reply is the receipt."""
 
-        async def reply(message: federation_pb2.UploadReply) -> None:
-            await write_within(context, message, self._guard.limits.idle_seconds)
-
         try:
             with refusals("Upload", str(context.peer())):
                 opening = await self._opening(requests)
             async with self._call("Upload", opening.name, opening.session, context) as caller:
-                await self._uploads.take(opening, caller, requests, reply)
+                with writing(context, self._guard.limits.idle_seconds) as reply:
+                    await self._uploads.take(opening, caller, requests, reply)
         except RefusedError as refusal:
             await abort(context, refusal)
 

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from structlog.stdlib import get_logger
 
 from fedserver.errors import IdleError, ProtocolError
-from fedserver.service.transfers import LARGEST_FRAME, FileThreads, FrameMemory, settled
+from fedserver.service.transfers import LARGEST_FRAME, FileThreads, FrameMemory
 from motley.errors import MotleyError
+from motley.waiting import Watch, settled, watching
 from motley.wire import Frame, FrameWriter
 from motley.wire.stubs import federation_pb2
 
@@ -81,27 +82,28 @@ class Intake:
     async def _read(self) -> None:
         """Queue what comes, at last an error or None for the end."""
         try:
-            while True:
-                await self._room.acquire()
-                await self._memory.take(LARGEST_FRAME)
-                size = 0
-                try:
-                    frame = await self._next()
-                    size = len(frame.data) if frame else 0
-                finally:
-                    self._memory.give(LARGEST_FRAME - size)
-                self._queue.put_nowait(frame)
-                if frame is None:
-                    return
+            with watching(self._idle_seconds) as watch:
+                while True:
+                    await self._room.acquire()
+                    await self._memory.take(LARGEST_FRAME)
+                    size = 0
+                    try:
+                        frame = await self._next(watch)
+                        size = len(frame.data) if frame else 0
+                    finally:
+                        self._memory.give(LARGEST_FRAME - size)
+                    self._queue.put_nowait(frame)
+                    if frame is None:
+                        return
         except MotleyError as error:
             self._queue.put_nowait(error)
         except Exception as error:  # the stream broke, in one of gRPC's many words for it
             log.debug("upload_broken", reason=repr(error))
             self._queue.put_nowait(None)
 
-    async def _next(self) -> Frame | None:
+    async def _next(self, watch: Watch) -> Frame | None:
         try:
-            message = await asyncio.wait_for(anext(self._requests, None), self._idle_seconds)
+            message = await watch.step(anext(self._requests, None))
         except asyncio.TimeoutError:
             raise IdleError(
                 f"nothing came for {self._idle_seconds:g} s; open the upload again to go on"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from dataclasses import dataclass
+
+from structlog.stdlib import get_logger
 
 from fedserver.errors import QuotaError
 from fedserver.rounds.clock import Clock
 from fedserver.rounds.standing import DAY, Standing
 from fedserver.storage.database import DatabaseThread
+
+log = get_logger()
 
 SAVE_BYTES = 8 * 1024 * 1024
 """What a crash may forget of a client's traffic."""
@@ -30,6 +35,7 @@ class Quota:
         self._most, self._standing = most, standing
         self._database, self._clock = database, clock
         self._days: dict[str, _Day] = {}
+        self._saving: dict[str, asyncio.Future[None]] = {}
 
     async def open(self, client: str) -> None:
         """Begin a transfer; raise QuotaError when the day's bytes are used up."""
@@ -41,23 +47,40 @@ class Quota:
         today = await self._today(client)
         today.used += count
         today.unsaved += count
-        if today.unsaved >= SAVE_BYTES:
-            await self.save(client)
+        if today.unsaved >= SAVE_BYTES and client not in self._saving:
+            # Beside the transfer, which a commit with its sync would hold up.
+            self._saving[client] = saving = asyncio.ensure_future(self._save(client))
+            saving.add_done_callback(lambda done: self._saved(client, done))
         self._check(client)
 
-    async def save(self, client: str) -> None:
-        """Put what was counted on record."""
+    async def save_all(self) -> None:
+        """Put everything that was counted on record, before the server ends."""
+        for client in list(self._days):
+            await self._save(client)
+
+    async def _save(self, client: str) -> None:
         today = self._days.get(client)
-        if today is not None and today.unsaved:
-            count, today.unsaved = today.unsaved, 0
+        if today is None or not today.unsaved:
+            return
+        count, today.unsaved = today.unsaved, 0
+        try:
             await self._database(self._standing.add_traffic, client, today.day, count)
+        except BaseException:
+            today.unsaved += count
+            raise
+
+    def _saved(self, client: str, done: asyncio.Future[None]) -> None:
+        self._saving.pop(client, None)
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            log.warning("traffic_not_saved", client=client, reason=str(error))
 
     async def _today(self, client: str) -> _Day:
         day = int(self._clock.wall() // DAY)
         known = self._days.get(client)
         if known is not None and known.day == day:
             return known
-        await self.save(client)
+        await self._save(client)
         used = await self._database(self._standing.traffic, client, day)
         # Another transfer of this client may have been here while the database was asked.
         now = self._days.get(client)

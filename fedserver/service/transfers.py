@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from motley.waiting import settled
+
 T = TypeVar("T")
 
 LARGEST_FRAME = 1 << 20
@@ -130,10 +132,13 @@ class FrameMemory:
 
 
 class FileThreads:
-    """Two threads that read, write, hash and check files beside the event loop."""
+    """Threads that read, write, hash and check files beside the event loop.
+
+    More than cores: a sync of one file must not hold up the frames of others.
+    """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="files")
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="files")
 
     def start(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Hand in file work at once; await `settled` for its end."""
@@ -146,17 +151,3 @@ class FileThreads:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-async def settled(future: asyncio.Future[T]) -> T:
-    """Return what file work came to; its end is waited for, however often one is cancelled."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        future.exception()  # looked at: nobody else will
-        raise cancelled
-    return future.result()

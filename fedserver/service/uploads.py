@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from fedserver.rounds.standing import Standing
 from fedserver.rounds.tasks import Arrived, Findings, Receipt, TaskDesk, Ticket
 from fedserver.rounds.updates import check_update
 from fedserver.service.exchange import Exchange
+from fedserver.service.gathered import Gathered
 from fedserver.service.intake import Intake, Requests
 from fedserver.service.limits import Caller
 from fedserver.service.requests import checked_metrics, checked_seconds
-from fedserver.service.transfers import settled
 from motley.errors import UpdateError
+from motley.waiting import settled
 from motley.wire import FrameWriter
 from motley.wire.stubs import federation_pb2
 
@@ -38,6 +39,8 @@ class Uploads:
         self._to = exchange
         self._desk, self._standing = TaskDesk(exchange.engine), Standing(exchange.engine)
         self._uploading: dict[str, asyncio.Task[Any]] = {}
+        # What arrives while the database thread is busy shares a commit and its sync.
+        self._record = Gathered[Arrived, Receipt | Exception](exchange.database, self._accept_all)
 
     async def take(
         self, opening: federation_pb2.UploadOpen, caller: Caller, requests: Requests, reply: Reply
@@ -138,7 +141,6 @@ class Uploads:
             await self._to.files(self._to.payloads.drop_incoming, ticket.task_id)
         finally:
             writer.close()
-            await asyncio.shield(self._to.quota.save(opening.name))
         await reply(_receipt(ticket.task_id, receipt, duplicate=False))
 
     async def _settle(
@@ -183,8 +185,7 @@ class Uploads:
     async def _accept(
         self, opening: federation_pb2.UploadOpen, received: int, found: Findings
     ) -> Receipt:
-        return await self._to.database(
-            self._desk.accept,
+        receipt = await self._record(
             Arrived(
                 task_id=opening.task_id,
                 digest=opening.payload.sha256.hex(),
@@ -195,8 +196,20 @@ class Uploads:
                 restarted=opening.restarted,
                 bytes_up=received,
                 found=found,
-            ),
+            )
         )
+        if isinstance(receipt, Exception):
+            raise receipt
+        return receipt
+
+    def _accept_all(self, updates: Sequence[Arrived]) -> list[Receipt | Exception]:
+        """Put updates on record together; where one cannot be, each by itself."""
+        try:
+            return [*self._desk.accept_all(updates)]
+        except Exception as error:
+            if len(updates) == 1:
+                return [error]
+            return [receipt for one in updates for receipt in self._accept_all([one])]
 
 
 def _check_size(opening: federation_pb2.UploadOpen, ticket: Ticket) -> None:

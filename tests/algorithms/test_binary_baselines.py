@@ -76,12 +76,14 @@ def test_proxquant_is_its_binary_prox(penalty: float, frozen: int) -> None:
     assert on_the_values > 0.5 if penalty == 1 or frozen else on_the_values < 0.5
 
 
-def test_proxquant_scales_to_the_layer_and_keeps_weights_between_its_values() -> None:
-    method = ProxQuant.configure({**SETTINGS, "scale": "magnitude", "finetune_fraction": 0.0})
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_proxquant_scales_to_the_layer_and_keeps_weights_between_its_values(factor: float) -> None:
+    scaled = {"scale": "magnitude", "scale_factor": factor}
+    method = ProxQuant.configure({**SETTINGS, **scaled, "finetune_fraction": 0.0})
     state = run(method, member(1), 2).personal
     assert state is not None
     for name in QUANTIZED:
-        scale = np.abs(start()[name]).mean()
+        scale = factor * np.abs(start()[name]).mean()
         npt.assert_allclose(state[f"centres/{name}"], [-scale, scale], rtol=1e-15)
         assert np.abs(state[f"model/{name}"]).max() <= scale
 

@@ -136,3 +136,15 @@ def test_errors_of_memory_are_told_from_others():
     wrapped = RuntimeError("in the loader")
     wrapped.__cause__ = MemoryError()
     assert is_out_of_memory(wrapped)
+
+
+def test_the_server_is_told_of_a_speed_when_it_changes_much(tmp_path):
+    link = LinkRecord(tmp_path / "link.json")
+    link.uploaded(1 << 20, 1.0)
+    first = link.told()
+    assert first.upload == link.speed.upload == 1 << 20
+    link.uploaded(1 << 20, 0.9)
+    assert link.speed.upload > first.upload
+    assert link.told() == first, "3 % more"
+    link.uploaded(1 << 20, 0.25)
+    assert link.told() == link.speed != first

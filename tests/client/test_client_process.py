@@ -230,7 +230,27 @@ def test_models_are_listed(tmp_path):
     (listed,) = json.loads(done.stdout)
     assert listed["metrics"] == {"accuracy": 0.5}
     assert listed["path"] == str(folder / "demo-r1.motley")
-    assert "accuracy=0.5" in run_cli([*COMMAND, "models", "--state", str(tmp_path)]).stdout
+    table = run_cli([*COMMAND, "models", "--state", str(tmp_path)]).stdout
+    assert "accuracy 0.5" in table
+    assert str(folder) in table.splitlines()
+
+
+def test_privacy_lists_who_was_started_and_not_who_only_joined(tmp_path, monkeypatch):
+    from fedclient.state import StateDirectory
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    clients = tmp_path / "motley" / "clients"
+    (clients / "joined" / "identity").mkdir(parents=True)
+    assert "no client was started yet" in run_cli([*COMMAND, "privacy"]).stdout
+    state = StateDirectory(clients / "started")
+    state.open("started")
+    state.close()
+    (listed,) = json.loads(run_cli([*COMMAND, "privacy", "--json"]).stdout)
+    assert listed["state"] == str(clients / "started")
+    assert (listed["tasks"], listed["spent_epsilon"]) == (0, 0.0)
+    done = run_cli([*COMMAND, "privacy", "--state", str(clients / "joined")])
+    assert done.returncode != 0
+    assert "no client was started with state directory" in done.stderr
 
 
 def test_the_daemon_never_imports_torch():
@@ -240,7 +260,10 @@ def test_the_daemon_never_imports_torch():
         "desk",
         "connection",
         "device",
+        "cli_export",
         "models",
+        "tables",
+        "take_home",
         "runner",
         "outbox",
         "state",

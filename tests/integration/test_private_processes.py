@@ -116,6 +116,7 @@ def test_a_private_run_end_to_end_with_a_kill_between_spending_and_sending(
         clients = {client["name"]: client for client in record["clients"]}
         assert clients["c1"]["reason"].startswith("privacy_budget: the privacy budget of this")
         assert ledger(bench, "c1")["tasks"] == 0
+        assert clients["c1"]["finished"], "receiving the model spends nothing"
         # Nothing of the data was told but the noisy updates.
         for entry in record["history"]:
             mine = entry["clients"].get("c0", {})

@@ -153,6 +153,8 @@ def test_the_theorems_constant_by_hand() -> None:
     )  # fmt: skip
     assert guarantee.sigma(2.0) == pytest.approx(0.2)
     assert guarantee.theorem_constant(2.0) == pytest.approx(0.2**2 * 100**2 * 9 / (40 * 9))
+    assert guarantee.theorem_sigma(8.0) == pytest.approx(math.sqrt(8 * 40 * 9 / (100**2 * 9)))
+    assert guarantee.theorem_sigma(guarantee.theorem_constant(2.0)) == pytest.approx(0.2)
 
 
 def test_a_promise_that_no_noise_keeps_is_said() -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from motley.privacy.dp_sgd import private_sgd
+from motley.privacy.dp_sgd import Descent, private_sgd
 from motley.privacy.guarantee import Guarantee
 from motley.privacy.noise import derive_key
 from motley.privacy.release import private_release
@@ -100,7 +100,7 @@ def stepped(
         torch.nn.init.zeros_(module.weight)
         key = derive_key(b"canary", purpose, run)
         private_sgd(
-            module, Split(inputs, targets), loss, STEPS, noise, key, learning_rate=lambda _: 1e-3
+            module, Split(inputs, targets), loss, STEPS, noise, key, Descent(lambda _: 1e-3)
         )
         weight = module.weight.detach().double().numpy()
         found.append(weight[0] - weight[1])

@@ -188,8 +188,9 @@ def test_an_uploaded_tensor_that_the_server_lacks_is_refused(settings) -> None:
     """A personal head: the difference to values unknown to the server would give them away."""
     from motley.algorithms import registry
     from motley.algorithms.base import ClientContext
+    from motley.privacy.dp_sgd import Descent
     from motley.privacy.ledger import TaskPrivacy
-    from motley.training.private import Descent, train_privately
+    from motley.training.private import train_privately
 
     store, spec, workload = MemoryStore(KEY), task(settings), Points()
     context = ClientContext(
@@ -209,8 +210,9 @@ def test_an_uploaded_tensor_that_the_server_lacks_is_refused(settings) -> None:
 def test_layers_that_are_not_uploaded_are_frozen_under_noisy_steps() -> None:
     from motley.algorithms import registry
     from motley.algorithms.base import ClientContext
+    from motley.privacy.dp_sgd import Descent
     from motley.privacy.ledger import TaskPrivacy
-    from motley.training.private import Descent, train_privately
+    from motley.training.private import train_privately
 
     spec, workload = task(LDP_SGD), Points()
     context = ClientContext(

@@ -196,7 +196,7 @@ def test_bytes_of_a_day_are_counted_over_restarts_and_begin_anew_at_midnight(
         first = quota()
         await first.open("c0")
         await first.spend("c0", 600)
-        await first.save("c0")
+        await first.save_all()
         second = quota()
         await second.open("c0")
         with pytest.raises(QuotaError, match=r"1000 bytes of today; .* 1970-04-12 00:00 UTC") as no:
@@ -207,7 +207,7 @@ def test_bytes_of_a_day_are_counted_over_restarts_and_begin_anew_at_midnight(
         await second.open("c1")
         bench.clock.now += 23 * 3600
         await second.open("c0")
-        await second.save("c0")
+        await second.save_all()
         day = int(bench.clock.now // DAY)
         assert Standing(bench.engine).traffic("c0", day - 1) == 1000
         assert Standing(bench.engine).traffic("c0", day) == 0

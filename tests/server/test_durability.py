@@ -54,7 +54,7 @@ def crash_after(function: Callable[..., object]) -> Callable[..., object]:
 STEPS = [
     (FrameWriter, "verify"),
     (PayloadStore, "keep"),
-    (TaskDesk, "accept"),
+    (TaskDesk, "accept_all"),
 ]
 
 

@@ -10,9 +10,11 @@ from bench import Bench, moved, runfile
 
 from fedserver.display import print_run
 from fedserver.errors import RunStateError
+from fedserver.rounds.exclusion import shut_out
 from motley.errors import RunFileError
 from motley.privacy.rdp import epsilon_of
 from motley.runfile import parse
+from motley.task import TaskKind
 
 RELEASE = """
 privacy = "release"
@@ -100,6 +102,7 @@ def test_noise_is_planned_once_and_evaluation_asks_no_client(bench: Bench) -> No
         "mode": "ldp-sgd", "epsilon": 8.0, "delta": 1e-5, "neighbouring": "add-or-remove-one",
         "unit": "record", "clip": 1.0, "sampling_rate": 0.25, "steps": 8,
         "sigma": pytest.approx(z / 10),
+        "theorem_sigma": pytest.approx((8 * 8 * 11.512925) ** 0.5 / (40 * 8)),
         "c_eff": pytest.approx((z / 10) ** 2 * 40**2 * 64 / (8 * 11.512925)),
     }  # fmt: skip
     assert {name: statement[name] for name in expected} == expected
@@ -120,6 +123,7 @@ def test_noise_is_planned_once_and_evaluation_asks_no_client(bench: Bench) -> No
     with redirect_stdout(printed):
         print_run(bench.record(run))
     assert "epsilon 8 at delta 1e-05 for one record, add-or-remove-one" in printed.getvalue()
+    assert "(the theorem's with c = 8: 0.08483; c_eff" in printed.getvalue()
 
 
 def test_given_noise_is_taken_and_others_are_not_touched(bench: Bench) -> None:
@@ -156,3 +160,68 @@ def test_a_server_that_cannot_plan_says_so_at_once(bench: Bench, monkeypatch) ->
     with pytest.raises(RunFileError, match="this server cannot plan it"):
         bench.runs.submit(private(RELEASE), "test")
     bench.runs.submit(private(RELEASE + "noise_multiplier = 9.5"), "test")
+
+
+def without_budget(bench: Bench, algorithm: str) -> str:
+    """Submit a run of one round that `a` trains and `b`, out of budget, does not."""
+    text = private(RELEASE + "noise_multiplier = 9.5", rounds=1)
+    text = text.replace("expected = 2", "expected = 2\nminimum = 1").replace("fedavg", algorithm)
+    if algorithm == "fedp3":
+        text = text.replace('weighting = "uniform"\n', "").replace(
+            "seed = 7", 'seed = 7\nglobal_variant = "cnn1"'
+        )
+    run = bench.submit(text)
+    spent = bench.task("b")
+    bench.desk.report_failure(
+        "b", spent.task_id, "privacy_budget", "the budget is spent", permanent=True
+    )
+    task = bench.task("a")
+    sent = {
+        name: values
+        for name, values in moved(bench.broadcast(task), 0.1).items()
+        if not task.plan.upload or name.split(".")[0] in task.plan.upload
+    }
+    bench.send("a", sent, samples=0)
+    return run
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedp3"])
+def test_who_is_out_of_budget_gets_the_finished_model_all_the_same(
+    bench: Bench, algorithm: str
+) -> None:
+    run = without_budget(bench, algorithm)
+    bench.settle()
+    state = bench.record(run)["state"]
+    finish = bench.task("b")
+    assert (finish.kind, finish.payload_sha256.hex()) == (TaskKind.FINISH, state)
+    # Who trained with FedP3 has a model of its own; with FedAvg everybody takes the server's.
+    own = bench.task("a").payload_sha256.hex()
+    assert own == (state if algorithm == "fedavg" else "")
+    for client in "ab":
+        bench.desk.report_result(client, bench.task(client).task_id, {}, 0.0)
+    found = {client["name"]: client for client in bench.record(run)["clients"]}
+    assert found["b"]["finished"]
+    assert found["b"]["reason"] == "privacy_budget: the budget is spent"
+
+
+def test_who_is_out_of_budget_and_shut_out_gets_nothing(bench: Bench) -> None:
+    run = without_budget(bench, "fedavg")
+    with bench.engine.transition() as tx:
+        shut_out(tx, "b", "stolen", bench.clock.wall())
+    bench.settle()
+    assert bench.task("a").kind is TaskKind.FINISH
+    assert bench.next_task("b") is None
+    assert bench.record(run)["clients"][1]["reason"] == "revoked: stolen"
+
+
+def test_who_breaks_a_guarantee_gets_no_model(bench: Bench) -> None:
+    bench.submit(
+        private(RELEASE + "noise_multiplier = 9.5", rounds=1).replace(
+            "expected = 2", "expected = 2\nminimum = 1"
+        )
+    )
+    refused = bench.task("b")
+    bench.desk.report_failure("b", refused.task_id, "privacy", "no ledger", permanent=True)
+    bench.send("a", moved(bench.broadcast(bench.task("a")), 0.1), samples=0)
+    bench.settle()
+    assert bench.next_task("b") is None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from fedserver.simulate.simulation import simulate
+from motley.privacy.rdp import epsilon_of
 
 RUN = """
 [run]
@@ -52,3 +57,16 @@ def test_a_private_simulation_repeats_and_its_seed_counts(tmp_path: Path) -> Non
 
 def test_dp_fedp3_runs_in_a_simulation() -> None:
     assert len(set(states("fedp3", 'layers = "lowerb"'))) == 2
+
+
+@pytest.mark.processes
+def test_the_command_prints_the_promise(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        RUN.format(algorithm="fedavg", settings='weighting = "uniform"', seed=3)
+    )
+    command = [sys.executable, "-m", "fedserver.cli", "simulate", str(tmp_path / "run.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # The Renyi accountant's epsilon of two releases at noise multiplier 3; test_accountant.py.
+    planned = epsilon_of(3.0, 1.0, 2, 1e-5)
+    assert "privacy of tier all: epsilon 20 at delta 1e-05 for one client-release" in done.stdout
+    assert f"noise multiplier 3 (epsilon {planned:.4g})" in done.stdout

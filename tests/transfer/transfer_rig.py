@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -59,15 +59,15 @@ class AnyTask:
             max_norm=None,
         )
 
-    def accept(self, arrived: Arrived) -> Receipt:
-        self.accepted.append(arrived)
-        return Receipt.ACCEPTED
+    def accept_all(self, updates: Sequence[Arrived]) -> list[Receipt]:
+        self.accepted += updates
+        return [Receipt.ACCEPTED] * len(updates)
 
     def may_download(self, client: str, task_id: str, digest: str) -> None:
         pass
 
-    def count_download(self, task_id: str, sent: int) -> None:
-        self.counted += sent
+    def count_downloads(self, sent: Mapping[str, int]) -> None:
+        self.counted += sum(sent.values())
 
 
 class TransferRig:
@@ -114,7 +114,7 @@ class TransferRig:
             yield f"127.0.0.1:{port}"
         finally:
             await server.stop(0)
-            self.service.close()
+            await self.service.close()
             self.database.close()
 
     @property

@@ -1,6 +1,8 @@
 import hashlib
 import io
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.testing as npt
@@ -9,6 +11,8 @@ from wire_cases import CASES, LENET, assert_same, floats, lenet_tensors, payload
 
 from motley.errors import EncodingError, PayloadError, TableMismatchError
 from motley.wire import (
+    Dense,
+    EncodedTensor,
     PayloadReader,
     TensorRow,
     TensorTable,
@@ -150,3 +154,24 @@ def test_a_missing_or_empty_file(tmp_path):
     (tmp_path / "p").touch()
     with pytest.raises(PayloadError, match="empty"):
         PayloadReader(tmp_path / "p")
+
+
+def test_a_layout_spares_the_temporary_file_and_is_held_to(tmp_path: Path) -> None:
+    rows = (TensorRow("a", (3,), "float32"), TensorRow("b", (2,), "int64"))
+    table = TensorTable(rows)
+    values = {"a": np.arange(3, dtype=np.float32), "b": np.array([4, 5])}
+    layout = [(row, Dense(row.dtype)) for row in rows]
+
+    def tensors(*names: str) -> Iterator[tuple[str, EncodedTensor]]:
+        return ((name, encode_dense(values[name])) for name in names)
+
+    plain = write_payload(tmp_path / "plain", list(tensors("a", "b")), table)
+    planned = write_payload(tmp_path / "planned", tensors("a", "b"), table, layout)
+    assert planned == plain
+    assert (tmp_path / "planned").read_bytes() == (tmp_path / "plain").read_bytes()
+    with pytest.raises(EncodingError, match=r"'b' .* comes where the layout has"):
+        write_payload(tmp_path / "other", tensors("b", "a"), table, layout)
+    with pytest.raises(EncodingError, match="'b' of the layout did not come"):
+        write_payload(tmp_path / "short", tensors("a"), table, layout)
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "short").exists()

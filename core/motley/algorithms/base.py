@@ -59,6 +59,11 @@ class Broadcast:
         """The values of all tensors, decoded once."""
         return {name: tensor.decode() for name, tensor in self.encoded.items()}
 
+    def values(self, name: str) -> Array:
+        """Return one tensor's values, without keeping them where nobody asked for all."""
+        kept = self.__dict__.get("tensors")
+        return self.encoded[name].decode() if kept is None else kept[name]
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateFacts:
@@ -183,6 +188,8 @@ class Algorithm(ABC):
     """Whether a tier's bit-width applies to personal models that are all of the global variant."""
     personal_from_global: ClassVar[bool] = False
     """Whether a personal model is made anew from the global one, whenever it is asked for."""
+    personal_begins_global: ClassVar[bool] = False
+    """Whether a client that has not trained yet has the global model for its own."""
     quantizes_ends: ClassVar[bool] = False
     """Whether low bit-widths apply to a model's first and last layer too."""
     has_global_model: ClassVar[bool] = True

@@ -23,9 +23,10 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.algorithms.local_settings import LocalSettings
-from motley.errors import TrainingError
+from motley.errors import PlanError, TrainingError
 from motley.privacy.settings import PrivacySettings
 from motley.wire import encode_dense
+from motley.workload import ArrayWorkload
 
 
 class FedAvgSettings(LocalSettings, PrivacySettings):
@@ -68,8 +69,11 @@ class FedAvg(Algorithm):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Run τ SGD steps from the broadcast and return the model's values."""
+        if isinstance(context.workload, ArrayWorkload):
+            return self._fit(context, context.workload, broadcast)
         from motley.models.units import load_tensors, read_tensors
-        from motley.training.private import Descent, train_privately
+        from motley.privacy.dp_sgd import Descent
+        from motley.training.private import train_privately
         from motley.training.sgd import local_sgd
 
         module = context.workload.variants()[context.task.global_variant].build()
@@ -99,6 +103,29 @@ class FedAvg(Algorithm):
             metrics={"loss": loss},
         )
 
+    def _fit(
+        self, context: ClientContext, workload: ArrayWorkload, broadcast: Broadcast
+    ) -> Trained:
+        """Let the workload train its arrays, over τ batches."""
+        settings, first = self.settings, context.plan.iteration
+        if settings.privacy != "none" or settings.weight_decay or settings.momentum:
+            raise PlanError(
+                "a workload of arrays trains them itself, with a learning rate alone; the run asks "
+                "for privacy, weight_decay or momentum: leave them out"
+            )
+        batches = settings.batches(context)
+        # Decoded for this alone: what `broadcast.tensors` keeps is what differences are taken to.
+        tensors = {name: tensor.decode() for name, tensor in broadcast.encoded.items()}
+        loss = workload.fit(
+            tensors,
+            context.data.train,
+            (batches(first + step) for step in range(settings.local_steps)),
+            settings.rate(first),
+        )
+        return Trained(
+            update=tensors, samples=len(context.data.train), metrics={"loss": float(loss)}
+        )
+
     trains_together: ClassVar[bool] = True
 
     def train_together(
@@ -113,8 +140,8 @@ class FedAvg(Algorithm):
         from motley.training.steps import trained_of_all
 
         settings = self.settings
-        if settings.privacy != "none":
-            return None  # clipping and noise are each client's own
+        if settings.privacy != "none" or isinstance(contexts[0].workload, ArrayWorkload):
+            return None  # clipping and noise are each client's own; arrays train by themselves
         states = [broadcast.tensors for broadcast in broadcasts]
         model = open_many(contexts, contexts[0].task.global_variant, states)
         if model is None:

@@ -143,6 +143,7 @@ class FedP3(Algorithm):
     name: ClassVar[str] = "fedp3"
     settings_type: ClassVar[type[Settings]] = FedP3Settings
     keeps_personal_state: ClassVar[bool] = True
+    personal_begins_global: ClassVar[bool] = True
     encodings: ClassVar[tuple[str, ...]] = ("masked",)
     settings: FedP3Settings
 
@@ -285,7 +286,8 @@ class FedP3(Algorithm):
     ) -> Trained:
         """Train as DP-FedP3 does; only L_i and the last layer move with "ldp-sgd"."""
         from motley.models.units import read_tensors
-        from motley.training.private import Descent, train_privately
+        from motley.privacy.dp_sgd import Descent
+        from motley.training.private import train_privately
 
         settings, plan = self.settings, context.plan
 

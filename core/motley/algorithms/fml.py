@@ -18,7 +18,8 @@ x.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -28,10 +29,13 @@ from motley.algorithms.local_settings import LocalSettings
 from motley.algorithms.personal_model import PersonalModel, initial_model
 from motley.errors import TrainingError
 from motley.plan import FULL_PRECISION
-from motley.workload import Scalar
+from motley.workload import Scalar, Workload
 
 if TYPE_CHECKING:
     import torch
+
+    from motley.training.flat import FlatModel
+    from motley.training.steps import Drawn
 
 
 class FMLSettings(LocalSettings):
@@ -73,7 +77,6 @@ class FML(PersonalModel):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Take τ steps on the private model and a copy of the broadcast, which is the update."""
-        from motley.training.distillation import Objective, Signal
         from motley.training.flat import FlatModel
         from motley.training.personal import deployed_tensors, full_precision_state
         from motley.training.steps import Feed, take_steps
@@ -85,21 +88,7 @@ class FML(PersonalModel):
             variants[context.task.global_variant], broadcast.tensors, context.device
         )
         feed = Feed(context, settings.batches(context))
-        shares = (1 - settings.label_share, 1 - settings.shared_label_share)
-
-        def step(iteration: int) -> torch.Tensor:
-            inputs, targets = feed(iteration)
-            outputs = [model.module(inputs) for model in (private, meme)]
-            heard = [Signal(o, settings.temperature) for o in reversed(outputs)]
-            losses = [
-                Objective(workload, targets, signal, share)(o)
-                for o, signal, share in zip(outputs, heard, shares, strict=True)
-            ]
-            rates = (settings.rate(iteration), settings.meme_rate(iteration))
-            for model, loss, rate in zip((private, meme), losses, rates, strict=True):
-                model.descend(model.gradient(loss), rate, settings.weight_decay, settings.momentum)
-            return losses[0].detach()
-
+        step = partial(self._step, workload, private, meme, feed)
         loss = take_steps(context, settings.local_steps, step)
         return Trained(
             update=meme.tensors(),
@@ -107,6 +96,33 @@ class FML(PersonalModel):
             samples=len(context.data.train),
             metrics={"loss": loss},
         )
+
+    def _step(
+        self,
+        workload: Workload,
+        private: FlatModel,
+        meme: FlatModel,
+        feed: Callable[[int], Drawn],
+        iteration: int,
+    ) -> torch.Tensor:
+        """Step both models at once, of one client or of many; return the private model's loss."""
+        from motley.training.distillation import Objective, Signal
+        from motley.training.padded import Padded
+
+        settings, models, batch = self.settings, (private, meme), feed(iteration)
+        many = batch if isinstance(batch, Padded) else None
+        outputs = [model.module(batch.inputs) for model in models]
+        heard = [Signal(o, settings.temperature, many) for o in reversed(outputs)]
+        shares = (1 - settings.label_share, 1 - settings.shared_label_share)
+        losses = [
+            Objective(workload, batch.targets, signal, share, many)(o)
+            for o, signal, share in zip(outputs, heard, shares, strict=True)
+        ]
+        rates = (settings.rate(iteration), settings.meme_rate(iteration))
+        for model, loss, rate in zip(models, losses, rates, strict=True):
+            gradient = model.gradient(loss.sum())
+            model.descend(gradient, rate, settings.weight_decay, settings.momentum)
+        return losses[0].detach()
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the private model as it was left, or as the seed draws it."""
@@ -123,13 +139,11 @@ class FML(PersonalModel):
         personals: Sequence[Tensors | None],
     ) -> list[Trained | TrainingError] | None:
         """Take τ steps of all clients in one go."""
-        from motley.training.distillation import Objective, Signal
         from motley.training.many import open_many
-        from motley.training.padded import PaddedBatches
         from motley.training.personal import deployed_tensors, full_precision_state
-        from motley.training.steps import take_steps_together, trained_of_all
+        from motley.training.steps import ManyFeed, take_steps_together, trained_of_all
 
-        settings, workload = self.settings, contexts[0].workload
+        settings = self.settings
         starts = [
             deployed_tensors(self.state_of(c, p)) for c, p in zip(contexts, personals, strict=True)
         ]
@@ -137,24 +151,9 @@ class FML(PersonalModel):
         meme = open_many(contexts, contexts[0].task.global_variant, [b.tensors for b in broadcasts])
         if private is None or meme is None:
             return None
-        batches = PaddedBatches(contexts, [settings.batches(context) for context in contexts])
-        shares = (1 - settings.label_share, 1 - settings.shared_label_share)
-
-        def step(iteration: int) -> torch.Tensor:
-            batch = batches(iteration)
-            private.rows.mask = meme.rows.mask = batch.mask
-            outputs = [model.module(batch.inputs) for model in (private, meme)]
-            heard = [Signal(o, settings.temperature, batch) for o in reversed(outputs)]
-            losses = [
-                Objective(workload, batch.targets, signal, share, batch)(o)
-                for o, signal, share in zip(outputs, heard, shares, strict=True)
-            ]
-            rates = (settings.rate(iteration), settings.meme_rate(iteration))
-            for model, loss, rate in zip((private, meme), losses, rates, strict=True):
-                gradient = model.gradient(loss.sum())
-                model.descend(gradient, rate, settings.weight_decay, settings.momentum)
-            return losses[0].detach()
-
+        batches = [settings.batches(context) for context in contexts]
+        feed = ManyFeed(contexts, batches, [private, meme])
+        step = partial(self._step, contexts[0].workload, private, meme, feed)
         losses = take_steps_together(contexts, settings.local_steps, step)
         states = [full_precision_state(tensors) for tensors in private.tensors_of_all()]
         return trained_of_all(contexts, losses, meme.tensors_of_all(), states)

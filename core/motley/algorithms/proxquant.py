@@ -10,13 +10,15 @@ A baseline of centralized quantization: one device holds all data, or each train
 | paper | setting |
 |---|---|
 | η, λ₀ | `learning_rate`, `penalty` (without QuPeD's ½) |
-| ±1 | `scale`: "unit", or "magnitude" for models without normalisation |
+| ±1 | `scale`: "unit", or "magnitude" for models without normalisation; `scale_factor` |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from motley.algorithms.base import Settings
 from motley.algorithms.local import Local, ProximalSettings
@@ -31,10 +33,13 @@ class ProxQuantSettings(ProximalSettings):
 
     scale: Literal["unit", "magnitude"] = "unit"
     """The two values of a quantized tensor: ±1, or ± the mean magnitude of its first weights."""
+    scale_factor: float = Field(default=1.0, gt=0)
+    """Factor on these two values. Weights are kept between them: where the first ones are freshly
+    drawn and nothing normalises, their mean magnitude leaves too little of a signal."""
 
     def rules(self) -> CentreRules:
         """Return fixed centres, between which weights are kept."""
-        return CentreRules(start=self.scale, clamp=True, fixed=True)
+        return CentreRules(start=self.scale, factor=self.scale_factor, clamp=True, fixed=True)
 
     def rates(self, schedule: Schedule, iteration: int, penalty: float, *, frozen: bool) -> Rates:
         """Return the step sizes of an iteration; `penalty` is λ₀ with the ½."""

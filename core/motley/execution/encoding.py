@@ -23,7 +23,8 @@ def encode_update(
 ) -> Iterator[tuple[str, EncodedTensor]]:
     """Yield the update's tensors as the plan encodes them: values, or quantized deltas.
 
-    Of a sparse upload the values under the mask alone, which the server makes by itself.
+    Of a sparse upload the values under the mask alone, which the server makes by itself. Dense
+    tensors share the update's memory.
     """
     masks = UploadMasks.of(task.plan, task.run_seed, task.round, task.client)
     for name, values in update.items():
@@ -32,7 +33,7 @@ def encode_update(
             continue
         row = table[name]
         is_delta = task.plan.sends_delta_of(row.unit) and values.dtype == np.float32
-        sent = np.subtract(values, received.tensors[name]) if is_delta else values
+        sent = np.subtract(values, received.values(name)) if is_delta else values
         mask = None if masks is None else masks(row)
         if mask is None:
             yield name, _encode_values(task, name, sent, quantized=is_delta)
@@ -43,6 +44,6 @@ def encode_update(
 
 def _encode_values(task: TaskSpec, name: str, values: Array, *, quantized: bool) -> EncodedTensor:
     if not quantized or task.plan.up_bits == FULL_PRECISION:
-        return encode_dense(values)
+        return encode_dense(values, copy=False)
     rng = numpy_generator(task.run_seed, "encode", task.round, task.client, name)
     return quantize_uniform(values, task.plan.up_bits, rng)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
@@ -29,19 +28,18 @@ from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.privacy.ledger import PrivacyStore, TaskPrivacy
 from motley.seeding import numpy_generator
 from motley.task import TaskKind, TaskSpec
-from motley.training.evaluation import evaluate_all
 from motley.wire import (
     EncodedTensor,
     PayloadInfo,
     PayloadReader,
     write_payload,
 )
-from motley.workload import LocalData, Split, Variant, Workload
+from motley.workload import ArrayWorkload, LocalData, Split, Variant, Workload
+
+if TYPE_CHECKING:
+    import torch
 
 log = get_logger()
-
-SMALL_UPDATE = 4 << 20
-"""Bytes up to which an update may lie in memory twice while it is encoded."""
 
 
 class PersonalStore(Protocol):
@@ -68,6 +66,10 @@ class Outcome:
     """Whether the personal state was lost and started afresh."""
     withheld: bool = False
     """Whether metrics are for this device alone: they are data, and no guarantee covers them."""
+    variant: str = ""
+    """Of a finished model; "" for other kinds of task."""
+    workload_version: int = 0
+    """Of the code that built the finished model."""
 
 
 class Executor:
@@ -160,16 +162,19 @@ class Executor:
         model: Path,
     ) -> Outcome:
         task = context.task
-        # Schedules draw from no global generator; this guards workloads (dropout) that do.
-        torch.manual_seed(
-            numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
-        )
+        if self.needs_torch:
+            _seed_torch(task)
         if task.kind is TaskKind.TRAIN:
             trained = covered(algorithm, context, algorithm.train(context, received, state))
             return self.keep(task, trained, received, personal, update)
         if task.kind is TaskKind.EVALUATE:
             return self._evaluate(algorithm, context, received, state)
         return self._finish(algorithm, context, received, state, model)
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether the workload's models are torch modules; nothing else here imports torch."""
+        return not isinstance(self._workload, ArrayWorkload)
 
     def table(self, variant: str) -> UnitTable:
         """Return the unit table of a variant; raise PlanError when the workload has none."""
@@ -184,6 +189,8 @@ class Executor:
         return self._variants[name]
 
     def _build(self, variant: str) -> torch.nn.Module:
+        import torch
+
         with torch.random.fork_rng(devices=[]):
             return self._variant(variant).build()
 
@@ -208,10 +215,9 @@ class Executor:
         """Encode what came of a training task, and keep its personal state, uncounted."""
         _check_finite(trained.update, task)
         table = self.table(task.global_variant) if task.global_variant else UnitTable(())
-        encoded: Iterable[tuple[str, EncodedTensor]]
-        encoded = encode_update(task, table, trained.update, received)
-        if sum(values.nbytes for values in trained.update.values()) <= SMALL_UPDATE:
-            encoded = list(encoded)  # written without a temporary file beside it
+        # Whole, and so written without a temporary file beside it: dense values are not copied, and
+        # others take their few bits.
+        encoded = list(encode_update(task, table, trained.update, received))
         info = write_payload(update, encoded, table.tensor_table)
         if trained.personal is not None:
             _check_finite(trained.personal, task)
@@ -246,7 +252,11 @@ class Executor:
     ) -> Outcome:
         """Write the packed model and report on what the *re-read* file predicts."""
         variant, tensors, metrics = self.pack(algorithm, context, received, state, model)
-        return Outcome(metrics={**self._score(variant, tensors), **metrics})
+        return Outcome(
+            metrics={**self._score(variant, tensors), **metrics},
+            variant=variant,
+            workload_version=type(self._workload).version,
+        )
 
     def pack(
         self,
@@ -268,7 +278,7 @@ class Executor:
         }
         metrics = {**finished.metrics, **sizes}
         if algorithm.keeps_personal_state and state is None:
-            # Never sampled, or never counted: the model is the one that training starts from.
+            # Never sampled, or never counted: the model is the one that training would start from.
             metrics["untrained"] = 1.0
         return finished.variant, tensors, metrics
 
@@ -279,10 +289,23 @@ class Executor:
         self, variant: str, tensors: Tensors, splits: Sequence[Split]
     ) -> list[dict[str, float]]:
         """Return what one model scores on each of the splits."""
+        if isinstance(self._workload, ArrayWorkload):
+            return [dict(self._workload.score(tensors, split)) for split in splits]
+        from motley.training.evaluation import evaluate_all
+
         module = self._build(variant)
         load_tensors(module, tensors)
         module.to(self._device)
         return evaluate_all(module, self._workload, splits, self._device)
+
+
+def _seed_torch(task: TaskSpec) -> None:
+    """Seed the global generator: schedules draw from none, but a workload (dropout) may."""
+    import torch
+
+    torch.manual_seed(
+        numpy_generator(task.run_seed, "torch", task.round, task.client).integers(2**62)
+    )
 
 
 def personal_state(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from motley.errors import WorkloadError
+from motley.models.pooled import rectified_pool
 from motley.models.rectifier import Rectifier
 
 KERNEL = 5
@@ -62,8 +62,8 @@ class CNN(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Return logits [B, classes] of float images [B, channels, side, side]."""
-        x = functional.max_pool2d(self.relu(self.conv1(x_BCHW)), 2)
-        x = functional.max_pool2d(self.relu(self.conv2(x)), 2)
+        x = rectified_pool(self.conv1, self.relu, x_BCHW)
+        x = rectified_pool(self.conv2, self.relu, x)
         if self.conv3 is not None:
             x = self.relu(self.conv3(x))
         x = self.relu(self.fc1(x.flatten(1)))

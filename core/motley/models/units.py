@@ -26,7 +26,7 @@ from motley.wire.table import DTYPES, TensorRow, TensorTable
 if TYPE_CHECKING:
     import torch
 
-    from motley.workload import Variant
+    from motley.workload import ArrayModel, Variant
 
 Array = npt.NDArray[np.generic]
 
@@ -143,6 +143,8 @@ class UnitTable:
 
 def variant_table(variant: Variant, *, ends: bool = False) -> UnitTable:
     """Return the unit table of a variant; torch's global generator is left as it was."""
+    if variant.arrays is not None:
+        return _array_table(variant)
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -217,7 +219,12 @@ def fresh_tensors(variant: Variant, seed: int) -> dict[str, Array]:
     """Return freshly drawn values of a variant's tensors, in order of its unit table.
 
     The same seed gives the same values; torch's global generator is left as it was.
+
+    Raises:
+        WorkloadError: what a variant of arrays draws does not fit its shapes.
     """
+    if variant.arrays is not None:
+        return _drawn(variant.arrays, seed)
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -225,6 +232,39 @@ def fresh_tensors(variant: Variant, seed: int) -> dict[str, Array]:
         torch.default_generator.manual_seed(seed)
         module = variant.build()
     return {name: tensor.cpu().numpy().copy() for name, tensor in _state(module).items()}
+
+
+def _array_table(variant: Variant) -> UnitTable:
+    """Return the table of a variant of arrays: low bit-widths apply to what `quantized` names."""
+    assert variant.arrays is not None
+    named, units = variant.quantized or (), variant.units or {}
+    unknown = [name for name in named if name not in variant.arrays.shapes]
+    if unknown:
+        raise WorkloadError(
+            f"tensor {unknown[0]!r}, named as quantized, does not exist; there are "
+            f"{_listed(list(variant.arrays.shapes))}"
+        )
+    _check_units_used(variant.arrays.shapes, units)
+    return UnitTable(
+        tuple(
+            TensorInfo(name, tuple(shape), "float32", unit_of(name, units), name in named)
+            for name, shape in variant.arrays.shapes.items()
+        )
+    )
+
+
+def _drawn(arrays: ArrayModel, seed: int) -> dict[str, Array]:
+    drawn = arrays.draw(np.random.default_rng(seed))
+    values: dict[str, Array] = {}
+    for name, shape in arrays.shapes.items():
+        found = drawn.get(name)
+        if found is None or found.shape != tuple(shape) or found.dtype != np.float32:
+            what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise WorkloadError(
+                f"{what} was drawn for tensor {name!r}; expected float32 {list(shape)}"
+            )
+        values[name] = found
+    return values
 
 
 def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Array]) -> None:

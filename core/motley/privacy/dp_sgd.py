@@ -12,15 +12,32 @@ g̃ (momentum, weight decay, sending a part of w) sees no record again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from motley.privacy.clipping import NO_MASKS, Forward, Loss, PerSampleClipper
+from motley.privacy.clipping import Forward, Loss, PerSampleClipper
 from motley.privacy.guarantee import Guarantee
 from motley.privacy.noise import SecretStream
 from motley.workload import Split
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How noisy gradients are used; nothing here sees data."""
+
+    rate: Callable[[int], float]
+    """Learning rate η of a step."""
+    weight_decay: float = 0.0
+    """wd."""
+    momentum: float = 0.0
+    """Of g̃ + wd w, at rest when a task begins."""
+    forward: Callable[[int], Forward] = lambda step: dict
+    """Of a step within the task: what the model computes with, given its parameters."""
+    moving: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By name of a parameter, bool in its shape: where it may move; others move everywhere."""
 
 
 def private_sgd(
@@ -30,13 +47,9 @@ def private_sgd(
     guarantee: Guarantee,
     noise_multiplier: float,
     key: bytes,
+    descent: Descent,
     *,
-    learning_rate: Callable[[int], float],
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
     microbatch: int = 0,
-    forward: Callable[[int], Forward] = lambda step: dict,
-    moving: Mapping[str, torch.Tensor] = NO_MASKS,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> None:
     """Take `guarantee.steps_per_task` private steps on the parameters that need a gradient.
@@ -48,19 +61,17 @@ def private_sgd(
         guarantee: mode "ldp-sgd"; C, q, b and the number of steps.
         noise_multiplier: z.
         key: secret of this task alone (`TaskPrivacy.spend`).
-        learning_rate: η of a step, counted from 0 within the task.
-        weight_decay: wd.
-        momentum: of g̃ + wd w, at rest when the task begins.
+        descent: how g̃ is used; its rate is η of a step counted from 0 within the task.
         microbatch: records whose gradients are held at once; 0: what 64 MiB hold.
-        forward: of a step: what the model computes with, given the parameters.
-        moving: by name of a parameter, bool in its shape: where it may move; default everywhere.
         progress: called with the finished fraction.
     """
     device = next(module.parameters()).device
     inputs, targets = torch.from_numpy(split.inputs), torch.from_numpy(split.targets)
     batches, noise = SecretStream(key, "batches"), SecretStream(key, "noise")
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    velocity = [torch.zeros_like(p) for p in trained.values()] if momentum else []
+    velocity = (
+        {name: torch.zeros_like(p) for name, p in trained.items()} if descent.momentum else {}
+    )
     module.train()
     for step in range(guarantee.steps_per_task):
         drawn = np.flatnonzero(batches.uniform(len(split)) < guarantee.sampling_rate)
@@ -70,19 +81,30 @@ def private_sgd(
             loss,
             guarantee.clip,
             microbatch=microbatch,
-            forward=forward(step),
-            moving=moving,
+            forward=descent.forward(step),
+            moving=descent.moving,
         )
         total = clipper.clipped_sum(inputs[index].to(device), targets[index].to(device))
+        noisy = _noisy_mean(total, guarantee, noise_multiplier, noise)
         with torch.no_grad():
-            for position, ((name, p), s) in enumerate(zip(trained.items(), total, strict=True)):
-                noisy = torch.from_numpy(noise.gaussian(p.numel())).view(p.shape)
-                noisy.mul_(noise_multiplier * guarantee.clip).add_(s.cpu())
-                direction = noisy.div_(guarantee.batch_size).to(device, p.dtype)
-                direction.add_(p, alpha=weight_decay)
-                if name in moving:
-                    direction.mul_(moving[name])
+            for (name, p), mean in zip(trained.items(), noisy, strict=True):
+                direction = mean.to(device, p.dtype).add_(p, alpha=descent.weight_decay)
+                if name in descent.moving:
+                    direction.mul_(descent.moving[name])
                 if velocity:
-                    direction = velocity[position].mul_(momentum).add_(direction)
-                p.add_(direction, alpha=-learning_rate(step))
+                    direction = velocity[name].mul_(descent.momentum).add_(direction)
+                p.add_(direction, alpha=-descent.rate(step))
         progress((step + 1) / guarantee.steps_per_task)
+
+
+def _noisy_mean(
+    total: Sequence[torch.Tensor],
+    guarantee: Guarantee,
+    noise_multiplier: float,
+    noise: SecretStream,
+) -> Iterator[torch.Tensor]:
+    """Yield g̃ = (s + N(0, z²C² I)) / b, tensor by tensor, float64 on the CPU."""
+    for clipped in total:
+        noisy = torch.from_numpy(noise.gaussian(clipped.numel())).view(clipped.shape)
+        noisy.mul_(noise_multiplier * guarantee.clip).add_(clipped.cpu())
+        yield noisy.div_(guarantee.batch_size)

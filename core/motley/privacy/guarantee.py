@@ -14,6 +14,9 @@ Unit = Literal["record", "client-release"]
 NEIGHBOURING = "add-or-remove-one"
 """Data sets are neighbours when one is the other with one unit more."""
 
+SOTERIAFL_CONSTANT = 8.0
+"""c that SoteriaFL's code takes in a formula of the same form; DP-FedP3's theorem gives none."""
+
 UNITS: dict[Mode, Unit] = {"ldp-sgd": "record", "release": "client-release"}
 """What is protected. A record: one training sample. A client-release: all that one client sends in
 a round, against a client that sends noise around the broadcast."""
@@ -61,13 +64,18 @@ class Guarantee:
         return noise_multiplier * self.clip / self.batch_size
 
     def theorem_constant(self, noise_multiplier: float) -> float:
-        """Return c of DP-FedP3's theorem, σ² = c K C² ln(1/δ) / (m² ε²), for this σ; m = b/q.
-
-        The theorem says that some constant does. With c = 8 (SoteriaFL's code, for the same form)
-        the noise is about twice what the accountant asks for.
-        """
+        """Return c of DP-FedP3's theorem for this σ; the theorem says that some constant does."""
         per_record = noise_multiplier / self.sampling_rate
         return per_record**2 * self.epsilon**2 / (self.steps * math.log(1 / self.delta))
+
+    def theorem_sigma(self, constant: float = SOTERIAFL_CONSTANT) -> float:
+        """Return σ of DP-FedP3's theorem, σ² = c K C² ln(1/δ) / (m² ε²) with m = b/q.
+
+        It is stated beside the accountant's and never used: with c = 8 it is about twice that.
+        """
+        records = self.batch_size / self.sampling_rate
+        root = math.sqrt(constant * self.steps * math.log(1 / self.delta))
+        return root * self.clip / (records * self.epsilon)
 
     def statement(self, noise_multiplier: float) -> dict[str, Any]:
         """Return what a run's record says, as plain values."""
@@ -83,6 +91,7 @@ class Guarantee:
             "noise_multiplier": noise_multiplier,
             "planned_epsilon": self.epsilon_of(noise_multiplier),
             "sigma": self.sigma(noise_multiplier),
+            "theorem_sigma": self.theorem_sigma(),
             "c_eff": self.theorem_constant(noise_multiplier),
         }
 

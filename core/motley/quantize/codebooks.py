@@ -78,7 +78,7 @@ class Codebooks:
         centres, sharpness, bounds = [], [], []
         for layer in layers:
             own = weights[:, layer.weights]
-            first = start.initial_centres(own, layer.count, rules.start)
+            first = start.initial_centres(own, layer.count, rules.start) * rules.factor
             centres.append(first)
             sharpness.append(start.sharpness(first, rules.steepness))
             bounds.append(start.longest_step(own, first, rules.pull_clip))

@@ -29,6 +29,8 @@ class CentreRules:
     """Soft quantizer: P times the smallest gap between a layer's initial centres."""
     start: Start = "range"
     """Where centres start; see `centres.initial_centres`."""
+    factor: float = 1.0
+    """On where centres start."""
     clamp: bool = False
     """Whether quantized weights are kept in [-1, 1], as in the recipe of QuPeD's Table 1."""
     fixed: bool = False

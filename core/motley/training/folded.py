@@ -15,10 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from motley.models.pooled import POOL
+from motley.training.columns import convolution, pooled_convolution
+
+FEW_CHANNELS = 16
+"""Channels below which a convolution is one product over all of a client's columns. From there on
+the library's own convolution, client by client, is faster on a processor: it works on sixteen
+channels at once (docs/simulation.md)."""
 SMALL_BATCH = 8
-"""Samples of a client below which a convolution is one product over all clients' columns. From
-there on the library's own convolution, client by client, is faster on a processor
-(benchmarks/simulation.py --layers)."""
+"""The same of a client's samples, for a convolution without a pool."""
 
 
 class Rows:
@@ -46,6 +51,8 @@ def fold(module: nn.Module, rows: Rows) -> bool:
         if forward is None or not name or not _is_plain(child):
             return False
         child.forward = partial(forward, child, rows, name)
+        if isinstance(child, nn.Conv2d) and _is_square(child) and child.stride == (1, 1):
+            vars(child)["rectified_pool"] = partial(_rectified_pool, child, rows, name)
         covered.update(f"{name}.{tensor}" for tensor in own)
     return covered == set(module.state_dict())
 
@@ -63,11 +70,7 @@ def _by_client(x: torch.Tensor, clients: int) -> torch.Tensor:
 def _linear(module: nn.Linear, rows: Rows, name: str, x: torch.Tensor) -> torch.Tensor:
     weight, bias = rows.tensors[f"{name}.weight"], rows.tensors.get(f"{name}.bias")
     inputs = x.reshape(rows.clients, -1, x.shape[-1])
-    turned = weight.transpose(1, 2)
-    if bias is None:
-        result = torch.bmm(inputs, turned)
-    else:
-        result = torch.baddbmm(bias.unsqueeze(1), inputs, turned)
+    result: torch.Tensor = _Linear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
     return result.view(*x.shape[:-1], weight.shape[1])
 
 
@@ -75,16 +78,35 @@ def _convolution(module: nn.Conv2d, rows: Rows, name: str, x: torch.Tensor) -> t
     weight, bias = rows.tensors[f"{name}.weight"], rows.tensors.get(f"{name}.bias")
     stride, padding = module.stride, cast(tuple[int, ...], module.padding)
     samples = x.shape[0] // rows.clients
-    simple = module.groups == 1 and module.dilation == (1, 1)
     result: torch.Tensor
-    if simple and (samples < SMALL_BATCH or x.is_cuda):
-        if any(padding):
-            x = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-        result = _Columns.apply(x, weight, bias, stride)  # type: ignore[no-untyped-call]
-        return result
+    if _is_square(module) and (x.is_cuda or (samples < SMALL_BATCH and _has_few(weight))):
+        return convolution(_bordered(module, x), weight, bias, stride[0])
     options = (stride, padding, module.dilation, module.groups)
     result = _OneByOne.apply(x, weight, bias, options)  # type: ignore[no-untyped-call]
     return result
+
+
+def _rectified_pool(module: nn.Conv2d, rows: Rows, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Return what `motley.models.pooled.rectified_pool` does, in one step where that is faster."""
+    weight, bias = rows.tensors[f"{name}.weight"], rows.tensors.get(f"{name}.bias")
+    if not (x.is_cuda or _has_few(weight)):
+        return functional.max_pool2d(torch.relu(_convolution(module, rows, name, x)), POOL)
+    return pooled_convolution(_bordered(module, x), weight, bias)
+
+
+def _has_few(weight: torch.Tensor) -> bool:
+    return weight.shape[2] < FEW_CHANNELS
+
+
+def _is_square(module: nn.Conv2d) -> bool:
+    """Tell whether a window as `motley.training.columns` moves them does for a convolution."""
+    same = [len({*pair}) == 1 for pair in (module.kernel_size, module.stride)]
+    return all(same) and module.groups == 1 and module.dilation == (1, 1)
+
+
+def _bordered(module: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    down, right = cast(tuple[int, ...], module.padding)
+    return functional.pad(x, (right, right, down, down)) if down or right else x
 
 
 def _normalisation(
@@ -145,57 +167,30 @@ _FORWARDS: Mapping[type[nn.Module], Callable[..., torch.Tensor]] = {
 }
 
 
-class _Columns(torch.autograd.Function):
-    """Convolution as one product of all clients' weights with the columns under the kernel."""
+class _Linear(torch.autograd.Function):
+    """Inputs [K, B, in] by weights [K, out, in] and biases [K, out] or None.
+
+    The graph's own rule gives the weights' gradient transposed, which costs a slow copy.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        stride: tuple[int, int],
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        samples, channels, height, width = x.shape
-        clients, filters = weight.shape[:2]
-        kernel = weight.shape[3:]
-        out = [
-            (size - k) // s + 1 for size, k, s in zip((height, width), kernel, stride, strict=True)
-        ]
-        n, c, h, w = x.stride()
-        columns = x.as_strided(
-            (samples, channels, *kernel, *out), (n, c, h, w, h * stride[0], w * stride[1])
-        ).reshape(samples, -1, out[0] * out[1])
-        spread = weight.flatten(2).repeat_interleave(samples // clients, 0)
-        result = torch.bmm(spread, columns)
-        if bias is not None:
-            result += bias.repeat_interleave(samples // clients, 0).unsqueeze(2)
-        ctx.save_for_backward(columns, spread)
-        ctx.sizes, ctx.stride = (x.shape, weight.shape, out, bias is not None), stride
-        return result.view(samples, filters, *out)
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        turned = weight.transpose(1, 2)
+        if bias is None:
+            return torch.bmm(x, turned)
+        return torch.baddbmm(bias.unsqueeze(1), x, turned)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        columns, spread = ctx.saved_tensors
-        (samples, channels, height, width), shape, out, has_bias = ctx.sizes
-        g = gradients[0].reshape(samples, shape[1], out[0] * out[1])
-        each = torch.bmm(g, columns.transpose(1, 2))
-        to_weight = each.view(shape[0], -1, *each.shape[1:]).sum(1).view(shape)
-        to_bias = g.sum(2).view(shape[0], -1, shape[1]).sum(1) if has_bias else None
-        if not ctx.needs_input_grad[0]:
-            return None, to_weight, to_bias, None
-        under = torch.bmm(spread.transpose(1, 2), g).view(samples, channels, *shape[3:], *out)
-        to_x = g.new_zeros(samples, channels, height, width)
-        down, right = ctx.stride
-        for i in range(shape[3]):
-            for j in range(shape[4]):
-                to_x[
-                    :,
-                    :,
-                    i : i + down * (out[0] - 1) + 1 : down,
-                    j : j + right * (out[1] - 1) + 1 : right,
-                ] += under[:, :, i, j]
-        return to_x, to_weight, to_bias, None
+        x, weight = ctx.saved_tensors
+        to_x = torch.bmm(gradients[0], weight) if ctx.needs_input_grad[0] else None
+        turned = gradients[0].transpose(1, 2)
+        to_weight = torch.bmm(turned, x) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, gradients[0].sum(1) if ctx.has_bias else None
 
 
 class _OneByOne(torch.autograd.Function):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,27 +13,12 @@ from motley.algorithms.base import Broadcast, ClientContext, Tensors, Trained
 from motley.errors import DataError, PrivacyError, TrainingError
 from motley.models.units import load_tensors, read_tensors
 from motley.privacy.checks import check_module, check_types
-from motley.privacy.clipping import Forward
-from motley.privacy.dp_sgd import private_sgd
+from motley.privacy.dp_sgd import Descent, private_sgd
 from motley.privacy.guarantee import Guarantee
 from motley.privacy.release import private_release
 from motley.privacy.settings import PrivacySettings, guarantee_of
 
 log = get_logger()
-
-
-@dataclass(frozen=True)
-class Descent:
-    """How noisy gradients are used: mode "ldp-sgd" alone."""
-
-    rate: Callable[[int], float]
-    """Learning rate at an iteration of the run."""
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    forward: Callable[[int], Forward] = lambda step: dict
-    """Of a step within the task: what the model computes with, given its parameters."""
-    moving: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """By name of a parameter, bool in its shape: where it may move; others move everywhere."""
 
 
 def train_privately(
@@ -108,12 +93,8 @@ def _noisy_steps(
         guarantee,
         settings.noise_multiplier,
         key,
-        learning_rate=lambda step: descent.rate(first + step),
-        weight_decay=descent.weight_decay,
-        momentum=descent.momentum,
+        replace(descent, rate=lambda step: descent.rate(first + step)),
         microbatch=settings.microbatch,
-        forward=descent.forward,
-        moving=descent.moving,
         progress=context.progress,
     )
     values = read_tensors(module)

@@ -7,31 +7,31 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK = 1 << 20
-_syncs = True
+_syncs: ContextVar[bool] = ContextVar("syncs", default=True)
 
 
 @contextmanager
 def unsynced() -> Iterator[None]:
-    """Leave files to the kernel while the block runs, in this whole process.
+    """Leave the files that the block writes to the kernel; those of other threads are synced.
 
     They then survive the death of the process, but no power cut: right for a simulation, which can
     be run again, and for nothing that others were told is safe.
     """
-    global _syncs
-    before, _syncs = _syncs, False
+    token = _syncs.set(False)
     try:
         yield
     finally:
-        _syncs = before
+        _syncs.reset(token)
 
 
 def sync_handle(handle: int) -> None:
     """Bring an open file's content, or a folder's entries, to the disk."""
-    if _syncs:
+    if _syncs.get():
         os.fsync(handle)
 
 
@@ -61,7 +61,7 @@ def put_in_place(source: Path, target: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Bring a folder's entries to the disk: what was created or renamed in it stays."""
-    if not _syncs:
+    if not _syncs.get():
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

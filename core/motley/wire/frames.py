@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ class FrameWriter:
             # Left over from other bytes of that name: no offset in it can be right.
             self._stream.truncate(0)
             self._received = 0
+        self._digest, self._hashed = hashlib.sha256(), 0
 
     @property
     def received(self) -> int:
@@ -104,17 +106,24 @@ class FrameWriter:
         """Bring what was received to the disk: it then survives a power cut."""
         sync_handle(self._stream.fileno())
 
-    def finish(self, sha256: bytes) -> Path:
+    def finish(self, sha256: bytes, *, sync: bool = True) -> Path:
         """Do what `verify` does, rename the file to the target and return that.
 
         Raises:
             FrameError, PayloadError: as `verify`.
         """
-        put_in_place(self.verify(sha256), self._target)
+        whole = self.verify(sha256, sync=sync)
+        if sync:
+            put_in_place(whole, self._target)
+        else:
+            os.replace(whole, self._target)
         return self._target
 
-    def verify(self, sha256: bytes) -> Path:
+    def verify(self, sha256: bytes, *, sync: bool = True) -> Path:
         """Sync the whole file, compare its SHA-256 and return where it lies: in its partial place.
+
+        What came since this writer was opened was hashed as it came. Without `sync` a power cut may
+        leave other bytes under the same name: right for what is fetched again and checked before.
 
         Raises:
             FrameError: bytes are missing; the partial file stays.
@@ -123,9 +132,11 @@ class FrameWriter:
         """
         if self._received != self._size:
             raise FrameError(f"{self._received} of {self._size} announced bytes are there")
-        self.sync()
+        if sync:
+            self.sync()
         self.close()
-        found = file_sha256(self._partial)
+        is_hashed = self._hashed == self._size
+        found = self._digest.digest() if is_hashed else file_sha256(self._partial)
         if found != sha256:
             self.discard()
             raise PayloadError(
@@ -162,6 +173,9 @@ class FrameWriter:
         except OSError:
             os.ftruncate(self._stream.fileno(), self._received)
             raise
+        if self._hashed == self._received:
+            self._digest.update(data)
+            self._hashed += len(data)
         self._received += len(data)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import mmap
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from motley.errors import PayloadError
+from motley.errors import EncodingError, PayloadError
 from motley.wire.durable import replacing
+from motley.wire.encoding import Encoding
 from motley.wire.manifest import (
     HEADER_BYTES,
     Entry,
@@ -50,23 +51,25 @@ def write_payload(
     target: Path | BinaryIO,
     tensors: Iterable[tuple[str, EncodedTensor]],
     table: TensorTable | None = None,
+    layout: Sequence[tuple[TensorRow, Encoding]] | None = None,
 ) -> PayloadInfo:
     """Write named tensors as one payload: in table mode with `table`, in named mode without.
 
     A collection (list, tuple, the items of a dict) is written as it stands. From an iterator one
     tensor is held at a time; its body goes through a temporary file, since the manifest stands
-    before it. A path gets the
+    before it, unless `layout` says beforehand what comes. A path gets the
     payload whole (written aside, synced, renamed) or not at all; a stream is written in order
     and left open.
 
     Raises:
         EncodingError: a name is not valid, not in the table, twice there or not in the table's
-            order, a shape or dtype is not the table's, or a cap of the format is exceeded.
+            order, a shape or dtype is not the table's, a tensor is not as `layout` says, or a cap
+            of the format is exceeded.
     """
     if isinstance(target, Path):
         with replacing(target) as stream:
-            return _write(stream, tensors, table, spool_folder=target.parent)
-    return _write(target, tensors, table, spool_folder=None)
+            return _write(stream, tensors, table, layout, spool_folder=target.parent)
+    return _write(target, tensors, table, layout, spool_folder=None)
 
 
 class PayloadReader:
@@ -139,6 +142,15 @@ class PayloadReader:
             except PayloadError as error:
                 raise PayloadError(f"tensor {name!r}: {error}") from None
 
+    def release(self) -> None:
+        """Give back the memory of what was read; the file stays mapped and can be read again.
+
+        A file's pages count as this process's as long as they are mapped, though the kernel keeps
+        them by itself.
+        """
+        if isinstance(self._data.obj, mmap.mmap):
+            self._data.obj.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the file. Tensors that were handed out keep it mapped and stay valid."""
         self._tensors = {}
@@ -172,10 +184,18 @@ def _write(
     stream: BinaryIO,
     tensors: Iterable[tuple[str, EncodedTensor]],
     table: TensorTable | None,
+    layout: Sequence[tuple[TensorRow, Encoding]] | None,
     spool_folder: Path | None,
 ) -> PayloadInfo:
     hashing = _HashingStream(stream)
-    if isinstance(tensors, Collection):
+    if layout is not None:
+        entries = [
+            Entry(row, encoding, encoding.segment_size(row.size)) for row, encoding in layout
+        ]
+        head = write_manifest(entries, table)
+        hashing.write(head)
+        _write_as_planned(hashing, tensors, entries)
+    elif isinstance(tensors, Collection):
         entries = [_entry(name, tensor) for name, tensor in tensors]
         head = write_manifest(entries, table)
         hashing.write(head)
@@ -199,6 +219,21 @@ def _write(
         manifest_bytes=len(head),
         packed_bytes=sum(packed),
     )
+
+
+def _write_as_planned(
+    stream: _HashingStream, tensors: Iterable[tuple[str, EncodedTensor]], entries: Sequence[Entry]
+) -> None:
+    planned = iter(entries)
+    for name, tensor in tensors:
+        expected = next(planned, None)
+        if _entry(name, tensor) != expected:
+            raise EncodingError(
+                f"tensor {name!r} in {tensor.encoding} comes where the layout has {expected}"
+            )
+        _write_segment(stream, tensor)
+    if (missing := next(planned, None)) is not None:
+        raise EncodingError(f"tensor {missing.row.name!r} of the layout did not come")
 
 
 def _write_segment(stream: _HashingStream | BinaryIO, tensor: EncodedTensor) -> None:

@@ -1,0 +1,172 @@
+"""A table's page: docs/results/TABLE.md, with curves, made from the result files alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import results
+import search
+from results import RESULTS, Result
+from tables import Claim, Row, Table
+
+
+def write(table: Table) -> None:
+    """Write a table's page, and its curves where there are any."""
+    drawn = _curves(table)
+    (RESULTS / f"{table.name}.md").write_text(text(table, drawn=drawn))
+
+
+def text(table: Table, *, drawn: bool) -> str:
+    """Return a table's page."""
+    lines = [
+        f"# {table.title}",
+        "",
+        f"{table.paper}. **{table.schedule.capitalize()} schedule.** {table.setup}",
+        "",
+        f"`make paper TABLE={table.name} DATA=FOLDER` runs what is not run yet, and writes this "
+        f"page; each row's run file is in `benchmarks/papers/{table.name}`, each result in "
+        f"`docs/results/{table.name}`.",
+        "",
+        *_rows(table),
+        "",
+        *_claims(table),
+        *([f"![accuracy by round]({table.name}.png)", ""] if drawn else []),
+        *([table.notes.strip(), ""] if table.notes else []),
+        *_search(table),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rows(table: Table) -> list[str]:
+    seeds = max((len(results.all_saved(table.name, row.name)) for row in table.rows), default=0)
+    spread = (
+        "mean over clients, %, ± standard deviation over seeds"
+        if seeds > 1
+        else ("mean over clients, %")
+    )
+    return [
+        f"| | here: {spread} | lowest client | seeds | paper | MB up a client | minutes a run |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(table, row) for row in table.rows),
+    ]
+
+
+def _row(table: Table, row: Row) -> str:
+    found = results.all_saved(table.name, row.name)
+    if not found:
+        why = row.missing or ("needs a GPU" if row.gpu else "not yet")
+        return f"| {row.title} | not run: {why} | | | {row.paper} | | |"
+    lowest = min(min(one.accuracy.values()) for one in found)
+    sent = statistics.fmean(one.bytes_up / len(one.accuracy) for one in found) / 1e6
+    minutes = statistics.fmean(one.seconds for one in found) / 60
+    return (
+        f"| {row.title} | {shown(found)} | {lowest:.1f} | {len(found)} | {row.paper} | "
+        f"{sent:.2f} | {minutes:.0f} |"
+    )
+
+
+def shown(found: Sequence[Result]) -> str:
+    """Return the figure of a row."""
+    means = [one.mean for one in found]
+    spread = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
+    return f"{statistics.fmean(means):.2f}{spread}"
+
+
+def _claims(table: Table) -> list[str]:
+    if not table.claims:
+        return []
+    lines = ["| the paper's order | here |", "|---|---|"]
+    for claim in table.claims:
+        lines += [
+            f"| {_says(table, claim, than)} | {_holds(table, claim, than)} |" for than in claim.than
+        ]
+    return [*lines, ""]
+
+
+def _says(table: Table, claim: Claim, than: str) -> str:
+    better, lower = table.row(claim.better).title, table.row(than).title
+    if claim.at_most is not None:
+        return f"{better} within {claim.at_most:g} points of {lower}"
+    if claim.by == "deviation":
+        return f"{better} at least a standard deviation above {lower}"
+    margin = f" by {claim.by:g} points" if claim.by else ""
+    return f"{better} above {lower}{margin}"
+
+
+def _holds(table: Table, claim: Claim, than: str) -> str:
+    upper = [one.mean for one in results.all_saved(table.name, claim.better)]
+    lower = [one.mean for one in results.all_saved(table.name, than)]
+    if not upper or not lower:
+        return "not known yet"
+    difference = statistics.fmean(upper) - statistics.fmean(lower)
+    if claim.at_most is not None:
+        holds = difference >= -claim.at_most
+    elif claim.by == "deviation":
+        if len(lower) < 2:
+            return f"{difference:+.2f}; one seed has no deviation"
+        holds = difference >= statistics.stdev(lower)
+    else:
+        holds = difference > float(claim.by)
+    return f"{'holds' if holds else '**does not hold**'}: {difference:+.2f}"
+
+
+def _search(table: Table) -> list[str]:
+    tried = search.found(table.name)
+    if table.search is None or not tried:
+        return []
+    lines = [
+        "## Settings",
+        "",
+        f"The same number of candidates for each method, `make paper TABLE={table.name} "
+        f"DATA=FOLDER SEARCH=1`: {table.search.rounds} rounds, the first {table.search.clients} "
+        f"clients, scored on {100 * table.search.validate_share:.0f} % of their training samples, "
+        "which no client trains on. The best is what the run files have.",
+        "",
+        "| row | candidates, with validation accuracy in % |",
+        "|---|---|",
+    ]
+    for row in table.search.candidates:
+        if row not in tried:
+            continue
+        top = max(one.accuracy for one in tried[row])
+        cells = []
+        for one in tried[row]:
+            listed = ", ".join(f"`{name}` {value}" for name, value in one.settings.items())
+            mark = "**" if one.accuracy == top else ""
+            cells.append(f"{listed}: {mark}{one.accuracy:.1f}{mark}")
+        lines.append(f"| {table.row(row).title} | {'; '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _curves(table: Table) -> bool:
+    """Draw accuracy by round, the mean over seeds, one line a row; return whether there is any."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5), dpi=120)
+    lines = 0
+    for number, row in enumerate(table.rows):
+        found = results.all_saved(table.name, row.name)
+        if not found or len(found[0].curve) < 2:
+            continue
+        at = [point[0] for point in found[0].curve]
+        means = [
+            statistics.fmean(points)
+            for points in zip(*([point[1] for point in one.curve] for one in found), strict=True)
+        ]
+        style = ("-", "--", ":")[number // 10]
+        axes.plot(at, means, style, color=f"C{number % 10}", label=row.title)
+        lines += 1
+    if lines:
+        axes.set(xlabel="round", ylabel="test accuracy, mean over clients, %", title=table.title)
+        top = max(line.get_ydata().max() for line in axes.get_lines())
+        axes.set_ylim(bottom=max(0.0, top - 35), top=min(100.0, top + 2))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="lower right")
+        figure.tight_layout()
+        figure.savefig(RESULTS / f"{table.name}.png")
+    pyplot.close(figure)
+    return bool(lines)

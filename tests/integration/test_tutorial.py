@@ -1,0 +1,135 @@
+"""The commands of docs/tutorial.md in order, as processes of three machines with own homes.
+
+What differs from the page: addresses and ports, fewer rounds, and nothing is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federation import until
+from tutorial import LASTING, PAGE, TOKEN, Command, File, Machines, free_pair, plain, steps
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
+
+MACHINES = ("server", "pi", "desk")
+TABLE = "┏┃┡│├└"
+SLOW = 300.0
+"""Seconds that one command may take on a busy machine."""
+ROUNDS = {"rounds = 20": "rounds = 4", "every = 10": "every = 2", "--rounds 10": "--rounds 2"}
+
+
+class Reader:
+    """Does what the page says, and keeps what was printed."""
+
+    def __init__(self, root: Path) -> None:
+        self.machines = Machines(root, MACHINES)
+        self.port, self.token = free_pair(), ""
+        self.printed: list[tuple[Command, str]] = []
+
+    def put(self, file: File) -> None:
+        for name in MACHINES:
+            (self.machines.folder(name) / file.name).write_text(shorter(file.text))
+
+    def type(self, command: Command) -> None:
+        line = shorter(command.line).replace("motley1-...", self.token)
+        line = re.sub(r"192\.168\.7\.1\b", f"127.0.0.1:{self.port}", line)
+        line = line.replace("fedserver serve", f"fedserver serve --listen 127.0.0.1:{self.port}")
+        if line.startswith(LASTING):
+            self.machines.start(command.machine, line)
+            self.wait(command)
+            self.printed.append((command, self.machines.log(command.machine).read_text()))
+            return
+        if line.startswith("fedclient models"):
+            until(lambda: not self.server("show", "wine")["finish_waiting"], "all models", SLOW)
+        done = self.machines.run(command.machine, line, SLOW)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        self.printed.append((command, done.stdout + done.stderr))
+        if token := TOKEN.search(done.stdout):
+            self.token = self.token or token.group()
+
+    def server(self, *words: str) -> Any:
+        done = self.machines.run("server", " ".join(["fedserver", *words, "--json"]), SLOW)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def wait(self, command: Command) -> None:
+        """Wait until a lasting command does what it is for."""
+        name, log = command.machine, self.machines.log(command.machine)
+
+        def ready(condition: Callable[[], bool]) -> Callable[[], bool]:
+            def holds() -> bool:
+                assert self.machines.lasting[name].poll() is None, log.read_text()
+                return condition()
+
+            return holds
+
+        if command.line.startswith("fedserver"):
+            until(ready(lambda: "serving" in log.read_text()), "the server listens", SLOW)
+            return
+        until(ready(lambda: "client_started" in log.read_text()), f"{name} starts", SLOW)
+        here = ready(lambda: any(c["name"] == name and c["here"] for c in self.server("clients")))
+        until(here, f"{name} is here", SLOW)
+
+
+def shorter(text: str) -> str:
+    for long, short in ROUNDS.items():
+        text = text.replace(long, short)
+    return text
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder that leaves room for the server's socket, whose path may have 100 bytes."""
+    with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
+        yield Path(folder).resolve()
+
+
+def test_the_tutorial_leads_from_nothing_to_models_that_predict(short_path: Path) -> None:
+    reader = Reader(short_path)
+    try:
+        for step in steps(PAGE.read_text()):
+            if isinstance(step, File):
+                reader.put(step)
+            elif not step.machine.startswith("install"):
+                reader.type(step)
+        record = reader.server("show", "wine")
+        assert record["status"] == "finished"
+        assert record["round"] == record["rounds"] == 6
+        assert [c["name"] for c in record["clients"]] == ["desk", "pi"]
+        for name, line in (("pi", "--half-ends"), ("desk", "")):
+            check_model(reader, name, line)
+        for name in ("pi", "desk", "server"):
+            assert reader.machines.interrupt(name, SLOW) == 0, name
+    finally:
+        reader.machines.close()
+    check_output(reader)
+
+
+def check_model(reader: Reader, name: str, option: str) -> None:
+    """Export again, after the added rounds, and compare with what the device reported."""
+    place = "--workload wine=wine:Wine"
+    run = reader.machines.run
+    assert run(name, f"fedclient export wine {option} -o last {place}", SLOW).returncode == 0
+    done = run(name, f"fedclient predict last --json {place}", SLOW)
+    found = json.loads(done.stdout)
+    right = [p == t for p, t in zip(found["predictions"], found["targets"], strict=True)]
+    reported = {c["name"]: c["metrics"]["finish"] for c in reader.server("show", "wine")["clients"]}
+    assert sum(right) / len(right) == pytest.approx(reported[name]["accuracy"])
+    assert sum(right) / len(right) > 0.45  # 71 of 178 are of the most frequent sort
+
+
+def check_output(reader: Reader) -> None:
+    """Every line that the page shows is printed, numbers apart; tables are left out."""
+    for command, printed in reader.printed:
+        home = str(reader.machines.root / command.machine)
+        lines = {plain(line, home) for line in printed.splitlines()}
+        shown = [line for line in command.shown if line[0] not in TABLE]
+        missing = [line for line in shown if plain(line, "/home/you") not in lines]
+        assert not missing, f"{command.line} printed\n{printed}\nand the page shows {missing}"

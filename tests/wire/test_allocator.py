@@ -1,0 +1,53 @@
+"""The allocator's settings, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, sys
+from motley.allocator import reuse_freed_memory, give_back
+kept = reuse_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    return bytearray(40 << 20)
+use()
+before = faults()
+for _ in range(10):
+    use()
+resident = lambda: int(open("/proc/self/statm").read().split()[1])
+after, held = faults(), resident()
+give_back()
+print(kept, after - before, held - resident())
+"""
+
+
+def measured(**extra: str) -> tuple[str, int, int]:
+    environment = {key: v for key, v in os.environ.items() if not key.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, env={**environment, **extra}
+    )
+    assert done.returncode == 0, done.stderr
+    kept, faults, given = done.stdout.split()
+    return kept, int(faults), int(given)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_freed_memory_is_used_again_until_it_is_given_back() -> None:
+    kept, faults, given = measured()
+    assert kept == "True"
+    assert faults < 2000  # ten times 10,240 pages, were each block the kernel's
+    assert given > 8000  # of 10,240 pages
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_the_switch_leaves_the_allocator_alone() -> None:
+    kept, faults, _ = measured(MOTLEY_ALLOCATOR="plain")
+    assert kept == "False"
+    assert faults > 50_000
