@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from structlog.stdlib import get_logger
@@ -18,7 +18,10 @@ from fedserver.tracking.tensorboard import TensorBoardTracker
 
 log = get_logger()
 
-KINDS = {"tensorboard": TensorBoardTracker, "mlflow": MlflowTracker}
+KINDS: Mapping[str, Callable[[str], Tracker]] = {
+    "tensorboard": TensorBoardTracker,
+    "mlflow": MlflowTracker,
+}
 
 
 def open_tracker(text: str) -> Tracker:
@@ -66,7 +69,8 @@ async def tracked(
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await tell()
-        await loop.run_in_executor(thread, lambda: [tracker.close() for tracker in trackers])
+        for tracker in trackers:
+            await loop.run_in_executor(thread, tracker.close)
         thread.shutdown()
 
 
