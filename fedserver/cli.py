@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fedserver import cli_export, cli_identity, cli_simulate
-from fedserver.cli_options import DataOption, JsonOption, check_target, default_data, steers
+from fedserver.cli_options import (
+    DashboardOption,
+    DataOption,
+    JsonOption,
+    MetricsOption,
+    TrackOption,
+    check_target,
+    default_data,
+    steers,
+    watch_ports,
+)
 from motley import __version__
 from motley.errors import MotleyError, RunFileError
 from motley.logs import LogFormat, configure
@@ -84,6 +94,9 @@ def serve(
         Optional[Path],  # noqa: UP045
         typer.Option(help="TOML file with what one client may ask for: docs/operations.md."),
     ] = None,
+    dashboard: DashboardOption = "",
+    metrics: MetricsOption = "",
+    track: TrackOption = None,
     reserve: Annotated[
         int, typer.Option(help="MiB of the disk that are to stay free.", min=0)
     ] = 64,
@@ -122,6 +135,7 @@ def serve(
             ports=ports,
             limits=allowed,
             reserve=reserve << 20,
+            watch=watch_ports(dashboard, metrics, track or []),
             on_ready=ready_file,
         )
     )

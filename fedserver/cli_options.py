@@ -7,9 +7,12 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from fedserver.watching import WatchPorts
 
 from motley.errors import MotleyError
 
@@ -40,6 +43,35 @@ ServerOption = Annotated[
         "--server", metavar="HOST:PORT", help="Its control port, where the file names none."
     ),
 ]
+
+
+DashboardOption = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Serve the live page there, e.g. 127.0.0.1:9480; elsewhere it asks for a token.",
+    ),
+]
+MetricsOption = Annotated[
+    str,
+    typer.Option(metavar="HOST:PORT", help="Serve /metrics for Prometheus, e.g. on port 9464."),
+]
+TrackOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        metavar="KIND:WHERE",
+        help="tensorboard:FOLDER or mlflow:URI gets closed rounds; may be given again.",
+    ),
+]
+
+
+def watch_ports(dashboard: str, metrics: str, track: list[str]) -> WatchPorts | None:
+    """Return what `fedserver serve` shows to those who watch; None for nothing."""
+    if not (dashboard or metrics or track):
+        return None
+    from fedserver.watching import WatchPorts
+
+    return WatchPorts(dashboard=dashboard, metrics=metrics, track=tuple(track))
 
 
 def check_target(path: Path) -> None:

@@ -111,6 +111,13 @@ class LimitsFileError(MotleyError):
     number = "M1103"
 
 
+class TrackerError(MotleyError):
+    """`--track` names no tracker that there is, or its package is not installed."""
+
+    code = "tracker"
+    number = "M1105"
+
+
 class LimitError(MotleyError):
     """A client asks for more than it may; `retry_after` says in how many seconds to try again."""
 

@@ -82,15 +82,21 @@ def check_address(address: str, *, anywhere: bool) -> None:
     Raises:
         AddressError: not HOST:PORT, or not a loopback address and `anywhere` is not given.
     """
-    host = split_address(address)[0].strip("[]")
-    loopback = host == "localhost"
-    with contextlib.suppress(ValueError):
-        loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if not loopback and not anywhere:
+    if not is_loopback(address) and not anywhere:
         raise AddressError(
             f"{address} can be reached by others, and --insecure sends everything in plain text; "
             f"listen on 127.0.0.1, or add --insecure-anywhere on a network that you trust"
         )
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches `HOST:PORT`; raise AddressError on another form."""
+    host = split_address(address)[0].strip("[]")
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def next_port(address: str) -> str:

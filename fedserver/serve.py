@@ -30,6 +30,7 @@ from motley.allocator import reuse_freed_memory
 
 if TYPE_CHECKING:
     from fedserver.secure import Secure
+    from fedserver.watching import Watching, WatchPorts
 
 log = get_logger()
 
@@ -42,6 +43,7 @@ async def serve(
     limits: Limits | None = None,
     ports: Ports | None = None,
     reserve: int = RESERVE,
+    watch: WatchPorts | None = None,
     on_ready: Path | None = None,
 ) -> None:
     """Run a server until SIGTERM or SIGINT.
@@ -53,8 +55,10 @@ async def serve(
         limits: what clients may ask for; the defaults without it.
         ports: its further ports when it works with certificates; None: plain text.
         reserve: bytes of the disk that are to stay free.
+        watch: where it can be watched; None: nowhere.
         on_ready: file that gets the listeners' addresses once everything listens: the client
-            port's on the first line, then `join ADDRESS` and `control ADDRESS`.
+            port's on the first line, then `join ADDRESS`, `control ADDRESS`, `dashboard ADDRESS`
+            and `metrics ADDRESS`.
 
     Raises:
         DataDirectoryError, AddressError, IdentityError: nothing was started.
@@ -79,6 +83,7 @@ async def serve(
     servers: list[grpc.aio.Server] = []
     federation: FederationService | None = None
     secure: Secure | None = None
+    watching: Watching | None = None
     try:
         if ports is not None:
             from fedserver.secure import Secure
@@ -107,6 +112,12 @@ async def serve(
             listening += secure.open_control_port(servers, control)
         await database(engine.recover)
         await federation.restore()
+        if watch:
+            from fedserver.watching import Watching
+
+            watching = Watching(root, engine, driver)
+            await watching.open(watch, database, federation.turns)
+            listening += watching.listening
         for server in servers:
             await server.start()
         log.info("serving", address=bound, data=str(root), version=__version__)
@@ -119,6 +130,8 @@ async def serve(
         await _until_stopped(driver)
         log.info("stopping")
     finally:
+        if watching:
+            await watching.close()
         for server in servers:
             await server.stop(grace=0.5)
         if secure:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("server", "integration", "simulate"):
+for folder in ("server", "integration", "simulate", "dashboard"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 

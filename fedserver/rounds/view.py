@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import ColumnElement, Connection, case, func, select
 
 from fedserver.errors import RunStateError, UnknownRunError
 from fedserver.rounds.engine import ACTIVE, ENDED, Engine
@@ -26,7 +26,24 @@ def run_record(engine: Engine, run: str, *, after_round_id: int = 0) -> dict[str
             **_method(engine, tx, row.id),
             "finish_waiting_present": _finishing(engine, tx, row.id),
             "clients": _clients(tx, row),
-            "history": _history(tx, row.id, after_round_id),
+            "history": _history(tx, row.id, rounds.c.id > after_round_id),
+            "current": _current(engine, tx, row.id),
+        }
+
+
+def round_record(engine: Engine, run: str, number: int) -> dict[str, Any]:
+    """Return what a run's record says of one round and of who and what was in it, and no sums.
+
+    `number` 0: the newest closed training round.
+    """
+    with engine.database.connect() as tx:
+        row = engine.find(tx, run)
+        mine = select(members).where(members.c.run == row.id).order_by(members.c.client)
+        return {
+            **{name: getattr(row, name) for name in ("id", "name", "status", "round")},
+            **_method(engine, tx, row.id),
+            "clients": [_member(found) for found in tx.execute(mine)],
+            "history": _history(tx, row.id, rounds.c.round == (number or row.round)),
             "current": _current(engine, tx, row.id),
         }
 
@@ -214,26 +231,27 @@ def _clients(tx: Connection, row: Any) -> list[dict[str, Any]]:
         select(members).where(members.c.run == row.id).order_by(members.c.client)
     ).all()
     records = {m.client: _member(m) for m in found}
-    mine = tasks.c.run == row.id
+    ended = tasks.c.status.in_(("accepted", "counted", "done", "failed"))
+    # Once over the tasks of a run: there may be a hundred thousand of them.
     sums = (
         select(
             tasks.c.client,
-            func.sum(tasks.c.bytes_down),
-            func.sum(tasks.c.bytes_up),
-            func.sum(case((tasks.c.status == "counted", 1), else_=0)),
-            func.sum(case((tasks.c.restarted, 1), else_=0)),
+            func.sum(tasks.c.bytes_down).label("bytes_down"),
+            func.sum(tasks.c.bytes_up).label("bytes_up"),
+            func.sum(case((tasks.c.status == "counted", 1), else_=0)).label("counted"),
+            func.sum(case((tasks.c.restarted, 1), else_=0)).label("restarts"),
+            # Ids carry the round, so the greatest id is the newest.
+            func.max(case((ended, tasks.c.id))).label("newest"),
         )
-        .where(mine)
-        .group_by(tasks.c.client)
-    )
-    for client, down, up, counted, restarts in tx.execute(sums):
-        records[client].update(bytes_down=down, bytes_up=up, counted=counted, restarts=restarts)
-    # Ids carry the round, so the greatest id is the newest.
-    newest = (
-        select(func.max(tasks.c.id))
-        .where(mine, tasks.c.status.in_(("accepted", "counted", "done", "failed")))
+        .where(tasks.c.run == row.id)
         .group_by(tasks.c.client, tasks.c.kind)
     )
+    newest = []
+    for found_sums in tx.execute(sums):
+        record = records[found_sums.client]
+        for name in ("bytes_down", "bytes_up", "counted", "restarts"):
+            record[name] += getattr(found_sums, name)
+        newest.append(found_sums.newest)
     for task in tx.execute(select(tasks).where(tasks.c.id.in_(newest))):
         record = records[task.client]
         if task.metrics:
@@ -260,11 +278,11 @@ def _member(m: Any) -> dict[str, Any]:
     }
 
 
-def _history(tx: Connection, run_id: str, after: int) -> list[dict[str, Any]]:
+def _history(tx: Connection, run_id: str, wanted: ColumnElement[bool]) -> list[dict[str, Any]]:
     query = (
         select(rounds)
         .where(rounds.c.run == run_id, rounds.c.status.in_(("closed", "abandoned")))
-        .where(rounds.c.id > after)
+        .where(wanted)
         .order_by(rounds.c.id)
     )
     records = []

@@ -73,6 +73,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         )
         # Hashing, checking and writing of updates never run on the event loop.
         self._files = FileThreads()
+        self.turns = Turns(limits.transfers)
         self._quota = Quota(limits.bytes_per_day, self._standing, database, engine.clock)
         exchange = Exchange(
             engine=engine,
@@ -80,7 +81,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             payloads=payloads,
             guard=self._guard,
             quota=self._quota,
-            turns=Turns(limits.transfers),
+            turns=self.turns,
             memory=FrameMemory(limits.frame_memory_mib * MIB),
             files=self._files,
         )

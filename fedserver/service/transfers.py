@@ -23,8 +23,18 @@ class Turns:
     """At most so many transfers at once; those that wait are let in client by client."""
 
     def __init__(self, slots: int) -> None:
-        self._free = slots
+        self._slots = self._free = slots
         self._waiting: OrderedDict[str, deque[asyncio.Event]] = OrderedDict()
+
+    @property
+    def moving(self) -> int:
+        """Transfers that hold a slot."""
+        return self._slots - self._free
+
+    @property
+    def waiting(self) -> int:
+        """Transfers that wait for one."""
+        return sum(map(len, self._waiting.values()))
 
     @contextlib.asynccontextmanager
     async def turn(

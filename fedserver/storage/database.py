@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import Connection, create_engine, event, inspect
 from sqlalchemy import Engine as SqlEngine
@@ -30,6 +31,7 @@ T = TypeVar("T")
 OWN_NAMES = {
     "backups",
     "control.sock",
+    "dashboard-token",
     "identity",
     "incoming",
     "lock",
@@ -108,6 +110,18 @@ def open_database(root: Path, *, synced: bool = True) -> SqlEngine:
     return engine
 
 
+def open_reader(root: Path) -> SqlEngine:
+    """Open the database of a server that runs, for one more thread that only reads.
+
+    In WAL mode a reader sees the last commit and holds up nobody who writes.
+    """
+    return create_engine(
+        f"sqlite:///file:{quote(str((root / 'motley.sqlite').resolve()))}?mode=ro&uri=true",
+        poolclass=StaticPool,
+        connect_args={"check_same_thread": False},
+    )
+
+
 def _engine(path: Path, synced: bool) -> SqlEngine:
     # One connection for one thread: SQLite has a single writer, and so do we.
     engine = create_engine(
@@ -178,15 +192,23 @@ def _back_up(path: Path, version: str) -> Path:
 
 
 class DatabaseThread:
-    """Runs functions one after another on the thread that owns the database."""
+    """Runs functions one after another on the thread that owns a connection."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+    def __init__(self, name: str = "database") -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self.queued = 0
+        """Functions that were handed in and have not ended, the one that runs included."""
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` there and return its result."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        running = loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        self.queued += 1
+        running.add_done_callback(self._ended)
+        return await running
+
+    def _ended(self, running: asyncio.Future[Any]) -> None:
+        self.queued -= 1
 
     def close(self) -> None:
         """Finish what was handed in and end the thread."""

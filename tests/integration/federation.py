@@ -63,6 +63,8 @@ class Federation:
         self.data = root / "server"
         self.processes: dict[str, subprocess.Popen[bytes] | Forged] = {}
         self.address = self.join_address = self.control_address = ""
+        self.ports: dict[str, str] = {}
+        """Addresses of the server's further listeners by name: `dashboard`, `metrics` and so on."""
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -103,9 +105,9 @@ class Federation:
             return ready.read_text().splitlines() if ready.exists() else []
 
         self.address, *others = until(listening, "the server listens")
-        ports = dict(line.split(" ") for line in others)
-        self.join_address = ports.get("join", "")
-        self.control_address = ports.get("control", "")
+        self.ports = dict(line.split(" ") for line in others)
+        self.join_address = self.ports.get("join", "")
+        self.control_address = self.ports.get("control", "")
 
     def join(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Let a device join with a token of its own; `options` are those of the token."""

@@ -1,0 +1,1 @@
+"""The live page: what it is made of, who may see it, and its figures."""

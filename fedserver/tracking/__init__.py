@@ -1,0 +1,1 @@
+"""Other people's trackers of experiments, told of every round that closes."""
