@@ -117,8 +117,9 @@ def find_model(run: str, client: str, state: Path | None) -> StoredModel:
         )
     if len(found) > 1:
         whose = ", ".join(sorted({f"{m.client} ({m.record.run_id})" for m in found}))
+        one_run = len({model.record.run_id for model in found}) == 1
         raise OptionError(
-            f"{run!r} is the model of more than one client or run: {whose}; name one with --name, "
-            f"or give the run's id"
+            f"{run!r} is the model of more than one client or run: {whose}; "
+            + (f"name the client: --name {found[0].client}" if one_run else "give more of the id")
         )
     return found[0]

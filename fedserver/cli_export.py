@@ -65,6 +65,11 @@ def export_global(
     check_target(target)
     if output is None and target.exists():
         raise ExportError(f"{target} is there already; to write over it, name it with --output")
+    if not record["round"]:
+        raise ExportError(
+            f"run {record['name']} has no trained model yet: it is {record['status']}, round 0 of "
+            f"{record['rounds']}; `fedserver watch {record['id']}` follows it"
+        )
     code = _workload(record, plugins.parse_mappings(workload or []))
     model, ground = _fetched(operator, record, round_number, code), None
     if kind is Format.ONNX:

@@ -131,9 +131,11 @@ def _counts(runfile: RunFile, counts: Mapping[str, int], number: int) -> list[tu
     if not counts and len(known) == 1:
         return [(known[0], number)]
     if sum(counts.values()) != number:
+        share, more = divmod(number, len(known))
+        example = ",".join(f"{name}={share + (at < more)}" for at, name in enumerate(known))
         raise PopulationError(
             f"the tiers hold {sum(counts.values())} of {number} clients; say how many are in each, "
-            f"e.g. --tiers {','.join(f'{name}=2' for name in known)}"
+            f"e.g. --tiers {example}"
         )
     return list(counts.items())
 

@@ -291,3 +291,12 @@ def test_commands_read_the_directory_without_a_server(tmp_path: Path) -> None:
     assert ask("replay", "sim").count('"agrees": true') == 2
     ask("fetch", "sim", "-o", str(tmp_path / "model"))
     assert file_sha256(tmp_path / "model").hex() == result.record["state"]
+
+
+def test_the_example_of_a_refusal_works() -> None:
+    runfile = parse(run(sections=TIERS))
+    with pytest.raises(PopulationError, match="--tiers") as refusal:
+        population_of(runfile, clients=5)
+    example = str(refusal.value).rpartition("--tiers ")[2]
+    counts = {name: int(count) for name, _, count in (x.partition("=") for x in example.split(","))}
+    assert len(population_of(runfile, clients=5, tiers=counts).clients) == 5

@@ -60,7 +60,10 @@ def print_table(findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     colours = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
-    table = Table("what", "", "found", "what to do")
+    table = Table("what", "")
+    # Folded, never cut: paths and commands in them are there to be copied.
+    table.add_column("found", overflow="fold")
+    table.add_column("what to do", overflow="fold")
     for finding in findings:
         verdict = Text(finding.verdict.value, style=colours[finding.verdict])
         table.add_row(finding.what, verdict, Text(finding.found), Text(finding.do))
