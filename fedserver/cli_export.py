@@ -61,16 +61,14 @@ def export_global(
 ) -> None:
     """Write a run's global model as safetensors, ONNX, or a packed file."""
     record, kind = operator.show(run), Format(form.value)
-    target = output or Path(f"{record['name']}{kind.suffix}")
-    check_target(target)
-    if output is None and target.exists():
-        raise ExportError(f"{target} is there already; to write over it, name it with --output")
     if not record["round"]:
         raise ExportError(
             f"run {record['name']} has no trained model yet: it is {record['status']}, round 0 of "
             f"{record['rounds']}; `fedserver watch {record['id']}` follows it"
         )
     code = _workload(record, plugins.parse_mappings(workload or []))
+    target = output or Path(f"{record['name']}{kind.suffix}")
+    check_target(target)
     model, ground = _fetched(operator, record, round_number, code), None
     if kind is Format.ONNX:
         spec = test_data or record.get("held_out")
@@ -80,6 +78,8 @@ def export_global(
                 "server's own (evaluate.held_out); name some with --test-data"
             )
         ground = Ground.of(code, held_out=code.held_out(DataSpec.parse(spec)))
+    if output is None and target.exists():
+        raise ExportError(f"{target} is there already; to write over it, name it with --output")
     done = export(model, target, kind, ground)
     print(json.dumps(done.record()) if json_output else "\n".join(done.lines()))
 

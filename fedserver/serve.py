@@ -138,12 +138,15 @@ async def serve(
             secure.close()
         driver.close()
         try:
-            if federation:
-                await federation.close()
             await database(engine.save_time_left)
         except SQLAlchemyError as error:
             # The time that was noted last stands: clients get a few seconds more.
             log.error("time_left_not_saved", reason=str(error))
+        try:
+            if federation:
+                await federation.close()
+        except SQLAlchemyError as error:
+            log.error("traffic_not_saved", reason=str(error))
         database.close()
         sql.dispose()
         control_socket(root).unlink(missing_ok=True)

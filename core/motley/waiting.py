@@ -39,6 +39,7 @@ class Watch:
         assert task is not None
         self._task: asyncio.Task[object] = task
         self._waits = self._expired = False
+        self._asked = self._cancellations()
         self._timer: asyncio.TimerHandle | None = None
 
     async def step(self, awaitable: Awaitable[T]) -> T:
@@ -47,11 +48,22 @@ class Watch:
         try:
             return await awaitable
         except asyncio.CancelledError:
-            if self._expired:
+            if self._expired and self._is_mine():
                 raise asyncio.TimeoutError from None
             raise
         finally:
             self._waits = False
+
+    def _is_mine(self) -> bool:
+        """Take the timer's cancellation back; return whether nobody else asked for one."""
+        self._expired = False
+        self.open()
+        if not hasattr(self._task, "uncancel"):  # Python 3.10 does not count them
+            return True
+        return bool(self._task.uncancel() <= self._asked)
+
+    def _cancellations(self) -> int:
+        return self._task.cancelling() if hasattr(self._task, "cancelling") else 0
 
     def _look(self) -> None:
         left = self._since + self._seconds - self._loop.time() if self._waits else self._seconds

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.engine import Engine
@@ -41,13 +42,13 @@ class Standing:
     def add_traffic(self, client: str, day: int, count: int) -> None:
         """Add to the bytes of a client's day."""
         with self._engine.database.begin() as tx:
-            known = tx.execute(
-                update(traffic)
-                .where(traffic.c.client == client, traffic.c.day == day)
-                .values(bytes=traffic.c.bytes + count)
-            )
-            if known.rowcount == 0:
-                tx.execute(insert(traffic).values(client=client, day=day, bytes=count))
+            _add_traffic(tx, client, day, count)
+
+    def add_traffic_of_all(self, rows: Sequence[tuple[str, int, int]]) -> None:
+        """Add to the bytes of many days, each (client, day, count), in one transaction."""
+        with self._engine.database.begin() as tx:
+            for client, day, count in rows:
+                _add_traffic(tx, client, day, count)
 
     def put_aside(self, client: str, session: str, seconds: float, reason: str) -> None:
         """Record a time aside and end the client's open tasks, so that no round waits for it.
@@ -103,3 +104,13 @@ class Standing:
         with self._engine.database.connect() as tx:
             query = select(tasks.c.id).where(tasks.c.client == client, tasks.c.id.in_(task_ids))
             return list(tx.scalars(query))
+
+
+def _add_traffic(tx: Connection, client: str, day: int, count: int) -> None:
+    known = tx.execute(
+        update(traffic)
+        .where(traffic.c.client == client, traffic.c.day == day)
+        .values(bytes=traffic.c.bytes + count)
+    )
+    if known.rowcount == 0:
+        tx.execute(insert(traffic).values(client=client, day=day, bytes=count))

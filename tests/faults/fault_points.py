@@ -79,7 +79,7 @@ SERVER: tuple[Point, ...] = (
     *_transaction("server", "next_tasks", 12),
     *_transaction("server", "accept_all", 12),
     *_transaction("server", "count_downloads", 12),
-    *_transaction("server", "add_traffic", 1, "terminate"),
+    *_transaction("server", "add_traffic_of_all", 1, "terminate"),
     *_transaction("server", "report_result", 6),
     *_transaction("server", "judge", 6),
     *_transaction("server", "open_database", 1, "restart"),
