@@ -95,6 +95,8 @@ def main() -> None:
 
     @server.main()
     def steer(grid: Grid, context: Context) -> None:
+        while len(list(grid.get_node_ids())) < options.clients:
+            time.sleep(0.1)  # it would begin with those that have registered so far
         arrays = ArrayRecord(lenet().state_dict())
         strategy.start(grid=grid, initial_arrays=arrays, num_rounds=options.rounds)
 
