@@ -26,7 +26,7 @@ from motley.wire.table import DTYPES, TensorRow, TensorTable
 if TYPE_CHECKING:
     import torch
 
-    from motley.workload import ArrayModel, Variant
+    from motley.workload import Variant
 
 Array = npt.NDArray[np.generic]
 
@@ -77,7 +77,7 @@ class UnitTable:
     def __getitem__(self, name: str) -> TensorInfo:
         """Return the tensor of that name; raise WorkloadError when the model has none."""
         if name not in self._by_name:
-            raise WorkloadError(f"no tensor is called {name!r}; there are {_listed(self.names)}")
+            raise WorkloadError(f"no tensor is called {name!r}; there are {listed(self.names)}")
         return self._by_name[name]
 
     @cached_property
@@ -122,7 +122,7 @@ class UnitTable:
         """Return a unit's tensors in order; raise WorkloadError when there is no such unit."""
         found = tuple(row for row in self.rows if row.unit == unit)
         if not found:
-            raise WorkloadError(f"no unit is called {unit!r}; there are {_listed(self.units)}")
+            raise WorkloadError(f"no unit is called {unit!r}; there are {listed(self.units)}")
         return found
 
     def to_json(self) -> str:
@@ -144,7 +144,9 @@ class UnitTable:
 def variant_table(variant: Variant, *, ends: bool = False) -> UnitTable:
     """Return the unit table of a variant; torch's global generator is left as it was."""
     if variant.arrays is not None:
-        return _array_table(variant)
+        from motley.models.arrays import array_table
+
+        return array_table(variant, variant.arrays)
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -188,7 +190,7 @@ def unit_table(
     else:
         chosen = set(_checked_quantized(quantized, tensors, parameters))
     _check_not_shared(chosen, tensors)
-    _check_units_used(tensors, units or {})
+    check_units_used(tensors, units or {})
     return UnitTable(
         tuple(
             TensorInfo(
@@ -224,7 +226,9 @@ def fresh_tensors(variant: Variant, seed: int) -> dict[str, Array]:
         WorkloadError: what a variant of arrays draws does not fit its shapes.
     """
     if variant.arrays is not None:
-        return _drawn(variant.arrays, seed)
+        from motley.models.arrays import drawn_arrays
+
+        return drawn_arrays(variant.arrays, seed)
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -232,39 +236,6 @@ def fresh_tensors(variant: Variant, seed: int) -> dict[str, Array]:
         torch.default_generator.manual_seed(seed)
         module = variant.build()
     return {name: tensor.cpu().numpy().copy() for name, tensor in _state(module).items()}
-
-
-def _array_table(variant: Variant) -> UnitTable:
-    """Return the table of a variant of arrays: low bit-widths apply to what `quantized` names."""
-    assert variant.arrays is not None
-    named, units = variant.quantized or (), variant.units or {}
-    unknown = [name for name in named if name not in variant.arrays.shapes]
-    if unknown:
-        raise WorkloadError(
-            f"tensor {unknown[0]!r}, named as quantized, does not exist; there are "
-            f"{_listed(list(variant.arrays.shapes))}"
-        )
-    _check_units_used(variant.arrays.shapes, units)
-    return UnitTable(
-        tuple(
-            TensorInfo(name, tuple(shape), "float32", unit_of(name, units), name in named)
-            for name, shape in variant.arrays.shapes.items()
-        )
-    )
-
-
-def _drawn(arrays: ArrayModel, seed: int) -> dict[str, Array]:
-    drawn = arrays.draw(np.random.default_rng(seed))
-    values: dict[str, Array] = {}
-    for name, shape in arrays.shapes.items():
-        found = drawn.get(name)
-        if found is None or found.shape != tuple(shape) or found.dtype != np.float32:
-            what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
-            raise WorkloadError(
-                f"{what} was drawn for tensor {name!r}; expected float32 {list(shape)}"
-            )
-        values[name] = found
-    return values
 
 
 def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Array]) -> None:
@@ -285,8 +256,8 @@ def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Array]) -> None:
     unknown = [name for name in tensors if name not in targets]
     if missing or unknown:
         raise UpdateError(
-            f"tensors do not fit the model: missing {_listed(missing)}; "
-            f"unknown {_listed(unknown)}; expected {_listed(list(targets))}"
+            f"tensors do not fit the model: missing {listed(missing)}; "
+            f"unknown {listed(unknown)}; expected {listed(list(targets))}"
         )
     for name, target in targets.items():
         _check_fit(name, target, tensors[name])
@@ -323,14 +294,15 @@ def _path_of(name: str, units: Mapping[str, str]) -> str:
     return path
 
 
-def _check_units_used(names: Iterable[str], units: Mapping[str, str]) -> None:
+def check_units_used(names: Iterable[str], units: Mapping[str, str]) -> None:
+    """Raise WorkloadError where a path of `units` holds none of the tensors."""
     used = {_path_of(name, units) for name in names}
     for path in units:
         if path not in used:
             layers = sorted({name.rpartition(".")[0] or name for name in names})
             raise WorkloadError(
                 f"path {path!r} in Variant.units holds no tensor of the model, or none that a "
-                f"longer path leaves to it; its layers are {_listed(layers)}"
+                f"longer path leaves to it; its layers are {listed(layers)}"
             )
 
 
@@ -360,7 +332,7 @@ def _checked_quantized(
         if name not in usable:
             what = "is not a floating-point parameter" if name in tensors else "does not exist"
             raise WorkloadError(
-                f"tensor {name!r}, named as quantized, {what}; there are {_listed(usable)}"
+                f"tensor {name!r}, named as quantized, {what}; there are {listed(usable)}"
             )
     return quantized
 
@@ -408,7 +380,7 @@ def _row(entry: object) -> TensorInfo:
     return row
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Return names as text, cut where a list would fill the screen."""
     shown = ", ".join(names[:20]) or "none"
     return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown
