@@ -27,6 +27,7 @@ from pathlib import Path
 
 import structlog
 import torch
+from rows import toml
 
 from fedserver.simulate.simulation import simulate
 from motley.workload import Scalar
@@ -140,7 +141,7 @@ CHOSEN: Mapping[str, Settings] = {
 def run_file(method: Method, settings: Settings, data: str, clients: int, seed: int) -> str:
     """Return the run file of one method."""
     values = {**SCHEDULE, **settings}
-    lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+    lines = [f"{name} = {toml(value)}" for name, value in values.items()]
     return "\n".join(
         [
             "[run]",
@@ -156,19 +157,13 @@ def run_file(method: Method, settings: Settings, data: str, clients: int, seed: 
             *lines,
             "[simulate]",
             "threads = 1",
-            f"data = {_toml(data)}",
+            f"data = {toml(data)}",
             "[[tiers]]",
             'name = "all"',
             *([] if method.bits == 32 else [f"bits = {method.bits}"]),
             "",
         ]
     )
-
-
-def _toml(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def accuracies(text: str, batch: int = 1) -> list[float]:

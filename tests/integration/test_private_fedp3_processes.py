@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -58,21 +59,8 @@ LAYERS = {
     "c4": {"conv1", "fc2", "fc3"},
 }
 """What each may send, of four groups; c1, of the first group too, has no budget for any of it."""
-SLOW = '''
-"""The digits, with training that waits for as long as a file is there."""
-
-import time
-from pathlib import Path
-
-from motley.workloads.digits import Digits
-
-
-class Slow(Digits):
-    def loss(self, outputs, targets):
-        while (Path(__file__).parent / "wait").exists():
-            time.sleep(0.01)
-        return super().loss(outputs, targets)
-'''
+SLOW = Path(__file__).with_name("slow_digits.py")
+"""A workload that the devices find as a module beside the file that it waits for."""
 
 
 def start(bench: Federation, name: str) -> None:
@@ -107,7 +95,7 @@ def test_four_groups_a_kill_and_a_client_without_budget(
 ) -> None:
     pytest.importorskip("dp_accounting")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "slow_digits.py").write_text(SLOW)
+    shutil.copy(SLOW, tmp_path)
     wait = tmp_path / "wait"
     wait.touch()
     with federation(tmp_path) as bench:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,21 +52,8 @@ expected = 2
 local_steps = 2
 """
 
-SLOW = '''
-"""The digits, with training that waits for as long as a file is there."""
-
-import time
-from pathlib import Path
-
-from motley.workloads.digits import Digits
-
-
-class Slow(Digits):
-    def loss(self, outputs, targets):
-        while (Path(__file__).parent / "wait").exists():
-            time.sleep(0.01)
-        return super().loss(outputs, targets)
-'''
+SLOW = Path(__file__).with_name("slow_digits.py")
+"""A workload that the devices find as a module beside the file that it waits for."""
 
 
 def start(bench: Federation, name: str, *options: str) -> None:
@@ -87,7 +75,7 @@ def test_a_private_run_end_to_end_with_a_kill_between_spending_and_sending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "slow_digits.py").write_text(SLOW)
+    shutil.copy(SLOW, tmp_path)
     wait = tmp_path / "wait"
     wait.touch()
     with federation(tmp_path) as bench:
