@@ -1,6 +1,6 @@
 """Repeats the papers' tables: a queue of rows that can be stopped and goes on where it stopped.
 
-    python benchmarks/papers/paper.py [TABLE ...] [--data FOLDER] [--rows ROW ...]
+    python benchmarks/papers/paper.py [TABLE ...] [--data FOLDER] [--rows ROW ...] [--seeds N]
         [--minutes 1000000] [--row-minutes 30] [--search | --pages | --check | --list]
 
 Without a name all tables are run. FOLDER holds the sets in their published formats (`mnist`,
@@ -40,9 +40,7 @@ def main() -> None:
         for table in chosen:
             page.write(table)
     elif options.search:
-        for table in chosen:
-            search.search(table, options.data, options.rows)
-            page.write(table)
+        _search(chosen if options.tables else [t for t in chosen if t.search], options)
     else:
         _run(chosen, options)
 
@@ -50,7 +48,7 @@ def main() -> None:
 def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
     limits = rows.Limits(60 * options.row_minutes, 60 * options.minutes, time.monotonic())
     refused = 0
-    for table, row, seed in rows.queue(chosen, options.rows):
+    for table, row, seed in rows.queue(chosen, options.rows, options.seeds):
         if results.saved(table.name, row, seed) is not None:
             continue
         rows.console.print(f"{table.name}/{row} seed {seed}")
@@ -65,6 +63,13 @@ def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
     for table in chosen:
         page.write(table)
     raise SystemExit(f"{refused} rows were refused" if refused else None)
+
+
+def _search(chosen: list[tables.Table], options: argparse.Namespace) -> None:
+    for table in chosen:
+        search.search(table, options.data, options.rows)
+    for name in tables.names():  # other tables' rows may take the settings
+        page.write(tables.load(name))
 
 
 def _check(chosen: list[tables.Table]) -> None:
@@ -95,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("tables", nargs="*", help="names; --list shows them")
     parser.add_argument("--data", type=Path, default=Path(default) if default else None)
     parser.add_argument("--rows", nargs="+", default=[], help="these rows alone")
+    parser.add_argument("--seeds", type=int, default=1000, help="of a row at most")
     parser.add_argument("--minutes", type=float, default=1e6, help="for all rows together")
     parser.add_argument("--row-minutes", type=float, default=30, help="for one row")
     parser.add_argument("--search", action="store_true", help="score candidates for settings")
