@@ -3,7 +3,8 @@
     python benchmarks/papers/paper.py [TABLE ...] [--data FOLDER] [--rows ROW ...] [--seeds N]
         [--minutes 1000000] [--row-minutes 30] [--search | --pages | --check | --list]
 
-Without a name all tables are run. FOLDER holds the sets in their published formats (`mnist`,
+Without a name all tables are run. `fedmpq` and `fedp3` are scripts of their own, which are called
+when named. FOLDER holds the sets in their published formats (`mnist`,
 `qmnist`, `cifar-10-batches-bin`, `shakespeare`, ...); default: the variable MOTLEY_DATA_DIR.
 Rows run in order of worth, first every row with its first seed, then further seeds; what has a
 result is not run again. Ctrl-C, a kill or a power cut lose at most a round.
@@ -15,11 +16,13 @@ import argparse
 import logging
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import page
 import results
 import rows
+import scripts
 import search
 import structlog
 import tables
@@ -31,18 +34,23 @@ def main() -> None:
     options = _options()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     torch.set_num_threads(1)
-    chosen = [tables.load(name) for name in options.tables or tables.names()]
+    named = [name for name in options.tables if name in scripts.SCRIPTS]
+    others = [name for name in options.tables if name not in named]
+    chosen = [tables.load(name) for name in others or ([] if named else tables.names())]
     if options.list:
-        _list(chosen)
+        _list(chosen, named or (() if others else scripts.SCRIPTS))
     elif options.check:
         _check(chosen)
     elif options.pages:
         for table in chosen:
             page.write(table)
+        _call(named, options)
     elif options.search:
         _search(chosen if options.tables else [t for t in chosen if t.search], options)
     else:
-        _run(chosen, options)
+        _call(named, options)
+        if chosen:
+            _run(chosen, options)
 
 
 def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
@@ -82,13 +90,20 @@ def _check(chosen: list[tables.Table]) -> None:
             results.save(table.name, now)
 
 
-def _list(chosen: list[tables.Table]) -> None:
+def _call(named: list[str], options: argparse.Namespace) -> None:
+    for name in named:
+        scripts.run(name, options.data, options.minutes, pages=options.pages)
+
+
+def _list(chosen: list[tables.Table], named: Iterable[str]) -> None:
     grid = Grid("table", "row", "schedule", "seeds done", "state")
     for table in chosen:
         for row in table.rows:
             done = len(results.all_saved(table.name, row.name))
             state = row.missing or ("for a GPU" if row.gpu else "")
             grid.add_row(table.name, row.name, table.schedule, f"{done}/{table.seeds}", state)
+    for name in named:
+        grid.add_row(name, "", "reduced", "", f"benchmarks/{scripts.SCRIPTS[name].file}")
     rows.console.print(grid)
 
 
@@ -108,6 +123,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="run and record the short rows")
     parser.add_argument("--list", action="store_true", help="show tables and what has been run")
     options = parser.parse_args()
+    alone = options.search or options.check or options.rows
+    if alone and any(name in scripts.SCRIPTS for name in options.tables):
+        parser.error(f"{', '.join(scripts.SCRIPTS)} are scripts: without --search, --check, --rows")
     if options.data is None and not (options.list or options.pages or options.check):
         parser.error("give --data FOLDER, the folder of the data sets, or set MOTLEY_DATA_DIR")
     return options

@@ -16,6 +16,7 @@ sys.path.insert(0, str(PAPERS))
 import page  # noqa: E402
 import results  # noqa: E402
 import rows  # noqa: E402
+import scripts  # noqa: E402
 import search  # noqa: E402
 import tables  # noqa: E402
 
@@ -217,4 +218,18 @@ def test_the_command_lists_every_table() -> None:
         check=True,
         env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
     )
-    assert all(name in called.stderr for name in TABLES)
+    assert all(name in called.stderr for name in (*TABLES, *scripts.SCRIPTS))
+
+
+def test_comparisons_with_scripts_of_their_own_are_called_by_name() -> None:
+    first, second = scripts.commands("fedp3", Path("/sets"), 5, pages=False)
+    assert first[1:] == [
+        str(PAPERS.parent / "fedp3_accuracy.py"),
+        *("--data", "/sets/fashion-mnist", "--minutes", "5"),
+    ]
+    assert second[2:6] == ["--set", "cifar10", "--data", "/sets/cifar-10-batches-bin"]
+    (summary,) = scripts.commands("fedmpq", None, 5, pages=True)
+    assert summary[1:] == [str(PAPERS.parent / "fedmpq_tables.py"), "--summary"]
+    with pytest.raises(SystemExit, match="give --data FOLDER"):
+        scripts.commands("fedmpq", None, 5, pages=False)
+    assert all((PAPERS.parent / script.file).exists() for script in scripts.SCRIPTS.values())
