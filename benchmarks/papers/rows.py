@@ -109,7 +109,9 @@ def run_row(table: Table, row: str, seed: int, folder: Path, limits: Limits) -> 
     place.mkdir(parents=True, exist_ok=True)
     found = simulate(
         text,
-        population=population_of(runfile, data=table.data_of(table.data, folder)),
+        population=population_of(
+            runfile, data=table.data_of(table.data or runfile.simulate.data, folder)
+        ),
         directory=place,
         batch=table.batch,
         watcher=Pace(f"{table.name}/{row} seed {seed}", runfile.run.rounds, limits),

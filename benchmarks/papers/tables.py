@@ -91,8 +91,8 @@ class Table(_Strict):
     schedule: Literal["full", "reduced"]
     setup: str
     """Data, schedule and network in words; of a reduced one also what the paper's is."""
-    data: str
-    """Template of a client's data spec; {folder} is where the sets lie."""
+    data: str = ""
+    """Template of a client's data spec, {folder} is where the sets lie; "": the run files' own."""
     batch: int = 1
     """Clients that train together."""
     seeds: int = 1
