@@ -38,21 +38,29 @@ def scored(table: Table, stage: int, row: str) -> list[Scored]:
     return [one for one in found(table.name).get(row, []) if one.stage == stage]
 
 
-def best(table: Table, row: str) -> dict[str, Value]:
-    """Return the settings that scored best in the last stage that is over for a row, or none."""
+def best(table: Table, row: str) -> dict[str, Value] | None:
+    """Return the settings that scored best in the last stage that has begun for a row.
+
+    None while candidates of that stage are still to be scored; empty where nothing was searched.
+    """
     stages = table.search.stages if table.search is not None else ()
     for number, stage in reversed(list(enumerate(stages, 1))):
         tried = scored(table, number, row)
-        if tried and len(tried) == len(stage.candidates.get(row, ())):
+        if tried and len(tried) < len(stage.candidates.get(row, ())):
+            return None
+        if tried:
             return dict(max(tried, key=lambda one: one.accuracy).settings)
     return {}
 
 
 def chosen(table: Table, row: Row) -> dict[str, Value]:
-    """Return the searched settings that a row takes: its own, or those of `settings_of`."""
+    """Return the searched settings that a row takes: its own, or those of `settings_of`.
+
+    Empty where there are none, and while a search is under way: the run file stays as it is.
+    """
     own = best(table, row.name)
-    if own or not row.settings_of:
-        return own
+    if own is None or own or not row.settings_of:
+        return own or {}
     owner, _, name = row.settings_of.rpartition("/")
     other = tables.load(owner) if owner else table
     return chosen(other, other.row(name))

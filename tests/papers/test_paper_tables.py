@@ -154,7 +154,7 @@ def searched_table(table: tables.Table) -> tables.Table:
     return tables.Table.model_validate(content)
 
 
-def test_the_last_stage_that_is_over_decides(
+def test_the_last_stage_that_has_begun_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = searched_table(small_table(tmp_path, monkeypatch, rounds=3))
@@ -173,7 +173,8 @@ def test_the_last_stage_that_is_over_decides(
     monkeypatch.setattr(rows, "score", score)
     with pytest.raises(KeyboardInterrupt):
         search.search(table, tmp_path, [])
-    assert search.best(table, "row") == {"learning_rate": 0.2}
+    assert search.best(table, "row") is None
+    assert search.chosen(table, table.row("other")) == {}, "nothing changes on the way"
     assert "| Row | not run: not yet |" in page.text(table, drawn=False)
     search.search(table, tmp_path, [])
     assert asked == [(2, 0.1), (2, 0.2), (3, 0.01), (3, 0.02), (3, 0.02)]
