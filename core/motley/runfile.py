@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm
@@ -56,12 +63,12 @@ class Run(_Section):
     global_variant: str = ""
     """Variant of the global model; default: the workload's first."""
 
-    @model_validator(mode="after")
-    def _algorithm_exists(self) -> Run:
-        if self.algorithm not in registry.names():
-            known = ", ".join(registry.names())
-            raise ValueError(f"no algorithm is called {self.algorithm!r}; expected one of {known}")
-        return self
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm_exists(cls, name: str) -> str:
+        if name not in registry.names():
+            raise ValueError(f"no such algorithm; expected one of {', '.join(registry.names())}")
+        return name
 
 
 class WorkloadSection(_Section):
