@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml
 	  { echo "Python 3.10 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
-	@echo "installing into $(VENV), 1.7 GB; this happens once and takes some minutes"
+	@echo "installing into $(VENV); this happens once and takes some minutes"
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
