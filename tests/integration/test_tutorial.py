@@ -9,10 +9,14 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
+from browser import CHROMIUM, DRIVER, browser
 from federation import until
 from tutorial import LASTING, PAGE, TOKEN, Command, File, Machines, free_pair, plain, steps
 
@@ -41,6 +45,7 @@ class Reader:
         line = shorter(command.line).replace("motley1-...", self.token)
         line = re.sub(r"192\.168\.7\.1\b", f"127.0.0.1:{self.port}", line)
         line = line.replace("fedserver serve", f"fedserver serve --listen 127.0.0.1:{self.port}")
+        line = line.replace("--dashboard 127.0.0.1:9480", "--dashboard 127.0.0.1:0")
         if line.startswith(LASTING):
             self.machines.start(command.machine, line)
             self.wait(command)
@@ -58,6 +63,13 @@ class Reader:
         done = self.machines.run("server", " ".join(["fedserver", *words, "--json"]), SLOW)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    @property
+    def dashboard(self) -> str:
+        """Where the live page is, as the server's log says; "" before the server listens."""
+        log = self.machines.log("server")
+        found = re.search(r"address=http://(\S+)/", log.read_text()) if log.exists() else None
+        return found[1] if found else ""
 
     def wait(self, command: Command) -> None:
         """Wait until a lasting command does what it is for."""
@@ -91,14 +103,34 @@ def short_path() -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
+@contextmanager
+def window() -> Iterator[Any]:
+    """Give a browser, or None where there is none: all but the look at the page is done then."""
+    if CHROMIUM and DRIVER and find_spec("selenium"):
+        with browser() as opened:
+            yield opened
+    else:
+        yield None
+
+
 def test_the_tutorial_leads_from_nothing_to_models_that_predict(short_path: Path) -> None:
     reader = Reader(short_path)
+    with window() as page:
+        follow(reader, page)
+    check_output(reader)
+
+
+def follow(reader: Reader, page: Any) -> None:
+    """Do all that the tutorial says, with its page open from the server's start on."""
     try:
         for step in steps(PAGE.read_text()):
             if isinstance(step, File):
                 reader.put(step)
             elif not step.machine.startswith("install"):
                 reader.type(step)
+            if page and reader.dashboard and page.current_url == "data:,":
+                page.get(f"http://{reader.dashboard}/")
+        check_page(reader, page)
         record = reader.server("show", "wine")
         assert record["status"] == "finished"
         assert record["round"] == record["rounds"] == 6
@@ -109,7 +141,22 @@ def test_the_tutorial_leads_from_nothing_to_models_that_predict(short_path: Path
             assert reader.machines.interrupt(name, SLOW) == 0, name
     finally:
         reader.machines.close()
-    check_output(reader)
+
+
+def check_page(reader: Reader, page: Any) -> None:
+    """Hold what the live page was told, and what the browser shows, to what happened."""
+    assert ask(reader.dashboard, "/").headers["content-type"].startswith("text/html")
+    (run,) = ask(reader.dashboard, "/api/runs").json
+    assert (run["name"], run["status"]) == ("wine", "finished")
+    clients = ask(reader.dashboard, "/api/clients").json
+    assert [client["name"] for client in clients] == ["desk", "pi"]
+    if page:
+        # Opened before there was any device, and not loaded again.
+        until(lambda: page.find_element("id", "run-heading").text == "Run wine", "the run", SLOW)
+        until(lambda: "finished" in page.find_element("id", "runs").text, "its end", SLOW)
+        table = page.find_element("id", "clients").text
+        assert "pi" in table
+        assert "desk" in table
 
 
 def check_model(reader: Reader, name: str, option: str) -> None:
