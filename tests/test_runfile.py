@@ -77,6 +77,37 @@ def test_all_faults_are_named_at_once() -> None:
     assert "clients.expected" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"quped"', '"qupde"'),
+        ("learning_rate = 0.05", "learning_rat = 0.05"),
+        ("learning_rate = 0.05", 'learning_rate = "fast"'),
+    ],
+)
+def test_method_and_settings_are_checked_although_other_fields_are_wrong(
+    old: str, new: str
+) -> None:
+    with pytest.raises(RunFileError) as alone:
+        parse(GOOD.replace(old, new, 1))
+    with pytest.raises(RunFileError) as caught:
+        parse(GOOD.replace(old, new, 1).replace("rounds = 3", "rounds = 0"))
+    (fault,) = [line for line in str(alone.value).splitlines()[1:] if "tiers." not in line]
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 2
+    assert fault in lines
+    assert any(line.startswith("  run.rounds: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["run = 3", "[run]\nalgorithm = [1]", '[run]\nalgorithm = "quped"\n[[settings]]\na = 1'],
+)
+def test_documents_of_another_shape_end_in_the_same_error(text: str) -> None:
+    with pytest.raises(RunFileError, match=r"clients: Field required"):
+        parse(text)
+
+
 def test_what_a_method_cannot_do_is_refused() -> None:
     with pytest.raises(RunFileError, match=r"tiers\.phone: fedavg trains the global model"):
         parse(GOOD.replace('"quped"', '"fedavg"'))
