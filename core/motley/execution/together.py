@@ -130,9 +130,10 @@ class _Opened:
             model = algorithm.model_for(context, task.subject, received, state)
             key: Hashable = (task.kind, model[0], id(model[1]))
         elif task.kind is TaskKind.FINISH:
-            key = (task.kind, _plan_key(task), task.payload_sha256)
+            key = (task.kind, _key(task, task.plan.to_json()), task.payload_sha256)
         else:
-            key = (task.kind, _plan_key(task), algorithm.kind_of(context, state))
+            joint = algorithm.joint_plan(task.plan)
+            key = (task.kind, _key(task, joint), algorithm.kind_of(context, state))
         return _Entry(
             number=number,
             assignment=assignment,
@@ -154,9 +155,7 @@ class _Opened:
         return self._received[digest]
 
 
-def _plan_key(task: TaskSpec) -> Hashable:
-    """Return what a group trains; how updates travel is each client's own."""
-    plan = {k: v for k, v in task.plan.to_json().items() if k not in ("up_bits", "down_bits")}
+def _key(task: TaskSpec, plan: Mapping[str, object]) -> Hashable:
     return task.algorithm, task.global_variant, task.round, json.dumps(plan, sort_keys=True)
 
 

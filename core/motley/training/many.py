@@ -78,6 +78,11 @@ class ManyModel(FlatModel):
         self.module = self._forward()
 
     @property
+    def form(self) -> Form:
+        """How they compute."""
+        return self._form
+
+    @property
     def clients(self) -> int:
         """Number of models, K."""
         return self.rows.clients
