@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from test_simulation import run
 
+from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk
 from fedserver.simulate.simulation import simulate
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Tensors, Trained
@@ -71,6 +73,25 @@ def test_clients_with_equal_plans_train_together(groups: list[list[str]]) -> Non
 def test_a_batch_bounds_how_many_train_together(groups: list[list[str]]) -> None:
     simulate(run(clients=5, rounds=1), batch=2)
     assert groups == [["client-0", "client-1"], ["client-2", "client-3"]]
+
+
+def test_several_batches_are_put_on_record_in_one_go(
+    groups: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what another thread writes meanwhile is not synced either."""
+    accepted, synced, plain = [], [], TaskDesk.accept_all
+
+    def noted(self: TaskDesk, updates: Sequence[Arrived]) -> list[Receipt]:
+        accepted.append([update.task_id.rpartition("-")[2] for update in updates])
+        return plain(self, updates)
+
+    monkeypatch.setattr(TaskDesk, "accept_all", noted)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    result = simulate(run(clients=10, rounds=1), batch=2)
+    assert result.status == "finished"
+    assert [len(group) for group in groups] == [2] * 5
+    assert accepted == [[str(n) for n in range(8)], ["8", "9"]]
+    assert synced == []
 
 
 def test_clients_of_other_budgets_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
