@@ -31,7 +31,7 @@ Tile = npt.NDArray[np.floating]
 MAPPED_BYTES = 16 << 20
 """Of files that may stay mapped: they count as memory of the process that reads them."""
 _FOLIO_BYTES = 2 << 20
-"""What a kernel may map of a file where one byte is read."""
+"""What a kernel may map of a file where one byte is read, of what there is."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Pages:
 
     def read(self, reader: PayloadReader, count: int) -> None:
         """Note `count` bytes more of a file."""
-        self._count += count if reader in self._read else max(count, _FOLIO_BYTES)
+        mapped = 0 if reader in self._read else min(_FOLIO_BYTES, reader.size)
+        self._count += max(count, mapped)
         self._read.add(reader)
         if self._count >= MAPPED_BYTES:
             for one in self._read:

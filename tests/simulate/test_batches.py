@@ -161,7 +161,7 @@ def test_a_batched_run_measures_what_one_by_one_does(algorithm: str) -> None:
 SEEDS = range(5)
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "quped"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "quped", "fedmpq", "fedp3"])
 def test_whole_runs_agree_within_two_standard_errors(algorithm: str) -> None:
     means = []
     for batch in (1, 4):
