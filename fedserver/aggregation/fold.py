@@ -28,9 +28,10 @@ from motley.wire import (
 
 Tile = npt.NDArray[np.floating]
 
-RELEASE_BYTES = 8 << 20
-"""Of files that may stay mapped: they count as memory of the process that reads them, and a kernel
-may map more than is read."""
+MAPPED_BYTES = 16 << 20
+"""Of files that may stay mapped: they count as memory of the process that reads them."""
+_FOLIO_BYTES = 2 << 20
+"""What a kernel may map of a file where one byte is read."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +115,16 @@ class _View:
 
 
 class Pages:
-    """Counts what was read of mapped files, and lets go of it now and then."""
+    """Counts what is mapped of files that are read, and lets go of it now and then."""
 
     def __init__(self) -> None:
         self._count, self._read = 0, set[PayloadReader]()
 
     def read(self, reader: PayloadReader, count: int) -> None:
         """Note `count` bytes more of a file."""
-        self._count += count
+        self._count += count if reader in self._read else max(count, _FOLIO_BYTES)
         self._read.add(reader)
-        if self._count >= RELEASE_BYTES:
+        if self._count >= MAPPED_BYTES:
             for one in self._read:
                 one.release()
             self._count, self._read = 0, set()
