@@ -49,16 +49,10 @@ def weighted_sum(acc: np.ndarray, values: np.ndarray) -> Callable[[], None]:
 def fold_in(
     acc: np.ndarray, tensor: EncodedTensor, *, with_loops: bool = False
 ) -> Callable[[], None]:
-    scratch = np.empty(TILE, np.float32)
-
     def run() -> None:
         compiled.usage.pays_from = 0 if with_loops else math.inf
         for start in range(0, tensor.size, TILE):
-            part = acc[start : start + TILE]
-            values = scratch[: part.size]
-            tensor.decode_slice(start, start + part.size, values)
-            np.multiply(values, WEIGHT, out=values)
-            np.add(part, values, out=part)
+            tensor.add_slice(start, WEIGHT, acc[start : start + TILE])
 
     return run
 

@@ -51,6 +51,20 @@ def decoded(tensor: EncodedTensor, start: int, stop: int, *, fast: bool) -> np.n
     return out
 
 
+def added(
+    tensor: EncodedTensor, total: np.ndarray, base: np.ndarray | None, *, fast: bool
+) -> np.ndarray:
+    """Return `total` with a third of the tensor's values, or of their sums with `base`."""
+    total = total.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled.usage, "pays_from", 0 if fast else np.inf)
+        for start in range(0, tensor.size, TILE):
+            part = slice(start, start + TILE)
+            own = None if base is None else base[part]
+            tensor.add_slice(start, np.float32(1 / 3), total[part], own)
+    return total
+
+
 def assert_same_bits(tensor: EncodedTensor, start: int, stop: int) -> None:
     fast, plain = (decoded(tensor, start, stop, fast=fast) for fast in (True, False))
     npt.assert_array_equal(fast.view(np.uint32), plain.view(np.uint32))
@@ -107,6 +121,19 @@ def test_any_slice_gives_the_same_bits(
     assume(np.isfinite(top))
     tensor = encode_offset(codes_of(bits, n, seed=n), low, step, bits)
     assert_same_bits(tensor, min(8 * start, n // 8 * 8), n)
+
+
+@pytest.mark.usefixtures("numba")
+@pytest.mark.parametrize("bits", BITS)
+def test_sums_have_the_same_bits(bits: int) -> None:
+    rng = np.random.default_rng(2)
+    for n in SIZES:
+        total, base = rng.standard_normal((2, n), dtype=np.float32)
+        for scale in SCALES:
+            tensor = encode_offset(codes_of(bits, n), *scale, bits)
+            for own in (None, base):
+                fast, plain = (added(tensor, total, own, fast=fast) for fast in (True, False))
+                npt.assert_array_equal(fast.view(np.uint32), plain.view(np.uint32))
 
 
 @pytest.mark.usefixtures("numba")

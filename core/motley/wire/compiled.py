@@ -58,6 +58,29 @@ def scale(
     return count
 
 
+def add(
+    packed: Bytes,
+    bits: int,
+    n: int,
+    start: int,
+    low: np.float32,
+    step: np.float32,
+    weight: np.float32,
+    base: Floats,
+    total: Floats,
+) -> int:
+    """Add weight · ((low + code · step) + base) as `scale` writes; return how many elements.
+
+    `base` is as long as `total`, or empty and then not added.
+    """
+    loops, count = usage.loops(total.size), _whole(packed, bits, n, start, total)
+    if loops is None or not count or not base.flags.carray:
+        return 0
+    sources = _sources(packed, bits, n, start, count)
+    loops.add(*sources, low, step, weight, base[:count], total[:count])
+    return count
+
+
 def look_up(
     packed: Bytes, bits: int, n: int, start: int, values: Floats, out: Floats
 ) -> tuple[int, int]:

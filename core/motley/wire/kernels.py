@@ -31,6 +31,7 @@ def _source(kind: types.Type) -> types.Type:
 
 
 _SOURCES = tuple(map(_source, (types.uint64, types.uint32, types.uint16, types.uint8)))
+_READ_VALUES = types.Array(types.float32, 1, "C", readonly=True)
 _VALUES = types.float32[::1]
 
 
@@ -110,7 +111,39 @@ def scale(
             block[i] = np.float32(np.float32(codes[i]) * step) + low
 
 
-@_compiled(types.int64, *_SOURCES, types.Array(types.float32, 1, "C", readonly=True), _VALUES)
+@_compiled(
+    types.void, *_SOURCES, types.float32, types.float32, types.float32, _READ_VALUES, _VALUES
+)
+def add(
+    eights: Octets,
+    fours: Quads,
+    twos: Pairs,
+    ones: Singles,
+    low: np.float32,
+    step: np.float32,
+    weight: np.float32,
+    base: Floats,
+    total: Floats,
+) -> None:
+    """Add weight · ((low + code · step) + base) to `total`, without `base` where that is empty."""
+    words = np.empty(BLOCK, np.uint64)
+    codes = words.view(np.uint8)
+    for first in range(0, total.size // 8, BLOCK):
+        count = min(BLOCK, total.size // 8 - first)
+        _spread(eights, fours, twos, ones, first, words[:count])
+        block = total[8 * first : 8 * (first + count)]
+        if base.size:
+            old = base[8 * first : 8 * (first + count)]
+            for i in range(8 * count):
+                value = np.float32(np.float32(codes[i]) * step) + low
+                block[i] += np.float32(np.float32(value + old[i]) * weight)
+        else:
+            for i in range(8 * count):
+                value = np.float32(np.float32(codes[i]) * step) + low
+                block[i] += np.float32(value * weight)
+
+
+@_compiled(types.int64, *_SOURCES, _READ_VALUES, _VALUES)
 def look_up(
     eights: Octets, fours: Quads, twos: Pairs, ones: Singles, values: Floats, out: Floats
 ) -> int:

@@ -105,6 +105,14 @@ class UniformOffset(Encoding):
         else:
             self._compute(low, step, packed, n, start, values)
 
+    def add_slice(
+        self, segment: Bytes, n: int, start: int, weight: np.float32, base: Floats, total: Floats
+    ) -> int:
+        """Add in one pass where there are compiled loops."""
+        low, step = self.scale(segment)
+        packed = segment[HEAD:]
+        return compiled.add(packed, self.bits, n, start, low, step, weight, base, total)
+
     def codes(self, segment: Bytes, n: int) -> Codes:
         """Return all codes, uint8 [n]."""
         return unpack(segment[HEAD:], self.bits, n)
