@@ -109,7 +109,7 @@ def folds() -> Iterator[Ratio]:
 def bound(work: str, bits: int) -> float | None:
     """Return the longest time over the reference that is wanted."""
     if work == "fold in":
-        return 1 / FOLD_SPEED[bits in TARGETS]
+        return round(1 / FOLD_SPEED[bits in TARGETS], 3)
     return 1.0 if work == COMPILED or bits in TARGETS else None
 
 

@@ -86,10 +86,17 @@ def fold(
     ordered = sorted(contributions, key=lambda c: c.client)
     with ExitStack() as stack:
         base = stack.enter_context(PayloadReader(state, table.tensor_table))
-        readers = [stack.enter_context(PayloadReader(c.path, table.tensor_table)) for c in ordered]
+        readers = [stack.enter_context(_opened(c.path, table)) for c in ordered]
         folding = _Folding(ordered, base, readers, reducer, finish_tile, Pages())
         layout = [(row, Dense(row.dtype)) for row in table.tensor_table]
         return write_payload(out, folding.tensors(table), table.tensor_table, layout)
+
+
+def _opened(path: Path, table: UnitTable) -> PayloadReader:
+    reader = PayloadReader(path, table.tensor_table)
+    # Opening has looked at the end of every tensor: a MiB mapped for each client.
+    reader.release()
+    return reader
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def add(
 
     `base` is as long as `total`, or empty and then not added.
     """
-    loops, count = usage.loops(total.size), _whole(packed, bits, n, start, total)
+    # What numpy decodes instead is counted there.
+    loops, count = usage.loops(0), _whole(packed, bits, n, start, total)
     if loops is None or not count or not base.flags.carray:
         return 0
     sources = _sources(packed, bits, n, start, count)
