@@ -72,9 +72,10 @@ async def download(
 
 
 def _is_held(target: Path, ref: common_pb2.PayloadRef) -> bool:
-    if not target.exists() or target.stat().st_size != ref.size:
+    try:
+        return target.stat().st_size == ref.size and file_sha256(target) == ref.sha256
+    except OSError:  # not there, or on a bad place of the disk: it is fetched
         return False
-    return file_sha256(target) == ref.sha256
 
 
 def _finish(writer: FrameWriter, sha256: bytes) -> Path:

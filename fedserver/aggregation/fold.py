@@ -163,7 +163,7 @@ class _Folding:
         senders = [
             (reader, contribution, contribution.weight(row.unit))
             for reader, contribution in zip(self.readers, self.contributions, strict=True)
-            if row.name in reader.names and contribution.weight(row.unit) > 0
+            if row.name in reader and contribution.weight(row.unit) > 0
         ]
         old = self.base[row.name].decode()
         if not senders:

@@ -253,6 +253,18 @@ def test_privacy_lists_who_was_started_and_not_who_only_joined(tmp_path, monkeyp
     assert "no client was started with state directory" in done.stderr
 
 
+def test_daemon_and_worker_do_without_rich():
+    code = (
+        "import sys, fedclient.cli, fedclient.daemon, fedclient.worker\n"
+        "import motley.execution.executor\n"
+        "assert 'rich' not in sys.modules\n"
+        "import rich, structlog.dev\n"  # and commands can have it
+        "assert structlog.dev.rich is None\n"
+    )
+    done = run_cli([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+
+
 def test_daemon_and_worker_import_what_they_use():
     modules = [
         "cli",
