@@ -30,7 +30,7 @@ def _source(kind: types.Type) -> types.Type:
     return types.Array(kind, 1, "C", readonly=True, aligned=False)
 
 
-_SOURCES = tuple(map(_source, (types.uint64, types.uint32, types.uint16, types.uint8)))
+_SOURCES = tuple(_source(kind) for kind in (types.uint64, types.uint32, types.uint16, types.uint8))
 _READ_VALUES = types.Array(types.float32, 1, "C", readonly=True)
 _VALUES = types.float32[::1]
 
