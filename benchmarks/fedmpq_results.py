@@ -24,17 +24,22 @@ and rounds."""
 
 
 def write_results(cells: Sequence[Cell], folder: Path = RESULTS) -> None:
-    """Write fedmpq.md, fedmpq.json and fedmpq.png to `folder`, and print the table."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write fedmpq.md and fedmpq.png to `folder`, and print the table."""
     final = [cell for cell in cells if not cell["tuning"]]
     if not final:
         raise SystemExit("no cell has been run yet")
     page = "\n".join([*_heading(final), *_table(final), *_rates(cells), ""])
     print(page)
     (folder / "fedmpq.md").write_text(page)
+    _chart(final, folder / "fedmpq.png")
+
+
+def write_record(cells: Sequence[Cell], folder: Path = RESULTS) -> None:
+    """Write fedmpq.json: cells that have just been run, what the table says, and the machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = [cell for cell in cells if not cell["tuning"]]
     content = {"rows": _rows(final), "cells": list(cells), **environment()}
     (folder / "fedmpq.json").write_text(json.dumps(content, indent=1) + "\n")
-    _chart(final, folder / "fedmpq.png")
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -4,8 +4,9 @@
 
 Each cell is one simulated run: the server's engine, real payloads, one thread. First the learning
 rate of every method is chosen on images that none trains on, from the same few; then method by
-partition by seed. A cell that lies in benchmarks/out/fedmpq is not run again. Ends with
-docs/results/fedmpq.md, .json and .png, also over what cells there are (`--summary`).
+partition by seed. A cell that lies in benchmarks/out/fedmpq or docs/results/fedmpq.json is not run
+again. Ends with docs/results/fedmpq.md, .json and .png, also over what cells there are
+(`--summary`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import structlog
 from fedmpq_methods import BUDGETS, METHODS, PARTITIONS, Schedule, run_file, tier_counts
-from fedmpq_results import write_results
+from fedmpq_results import RESULTS, write_record, write_results
 
 from fedserver.simulate.population import population_of
 from fedserver.simulate.simulation import simulate
@@ -85,29 +86,51 @@ def _figures(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def path_of(method: str, partition: str, seed: int, rate: float, tuning: bool) -> Path:
+    """Return where a cell lies."""
+    kind = f"tune-{rate}" if tuning else "cell"
+    return CELLS / f"{kind}-{method}-{partition.replace(' ', '-')}-{seed}.json"
+
+
+def write_cell(path: Path, cell: Cell) -> None:
+    """Write a cell whole, or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(cell, indent=1) + "\n")
+    part.rename(path)
+
+
+def lay_out(record: Path) -> None:
+    """Put the cells on record where cells lie, unless others are there."""
+    CELLS.mkdir(parents=True, exist_ok=True)
+    cells = json.loads(record.read_text())["cells"] if record.exists() else []
+    for cell in cells:
+        keys = ("method", "partition", "seed", "rate", "tuning")
+        path = path_of(*(cell[key] for key in keys))
+        if not path.exists():
+            write_cell(path, cell)
+
+
 class Runs:
     """Cells by name of their file: read where they are, else run and written."""
 
     def __init__(self, folder: str, total: int) -> None:
         self._folder, self._total, self._done = folder, total, 0
-        CELLS.mkdir(parents=True, exist_ok=True)
+        self.new = 0
+        """Cells that were run."""
 
     def __call__(self, method: str, partition: str, seed: int, rate: float, tuning: bool) -> Cell:
         """Return a cell."""
-        kind = f"tune-{rate}" if tuning else "cell"
-        name = f"{kind}-{method}-{partition.replace(' ', '-')}-{seed}.json"
-        path = CELLS / name
+        path = path_of(method, partition, seed, rate, tuning)
         if not path.exists():
             began = time.process_time()
             cell = run_cell(method, partition, seed, rate, self._folder, tuning)
             cell = {**cell, "cpu_seconds": time.process_time() - began}
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(cell, indent=1) + "\n")
-            part.rename(path)
+            write_cell(path, cell)
+            self.new += 1
         found: Cell = json.loads(path.read_text())
         self._done += 1
         print(
-            f"{self._done}/{self._total} {name}: {found['accuracy']:.4f}, "
+            f"{self._done}/{self._total} {path.name}: {found['accuracy']:.4f}, "
             f"{found['up'] / 1e3:.1f} KB up, {found['cpu_seconds']:.0f} s of processor",
             flush=True,
         )
@@ -131,6 +154,8 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="write the tables, run nothing")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    lay_out(RESULTS / "fedmpq.json")
+    ran = 0
     if not options.summary:
         tuned = sum(not entry.rate_of for entry in METHODS.values())
         total = tuned * len(RATES) + len(METHODS) * len(PARTITIONS) * options.seeds
@@ -138,7 +163,11 @@ def main() -> None:
         rates = tuned_rates(runs)
         for seed, partition, method in product(range(options.seeds), reversed(PARTITIONS), METHODS):
             runs(method, partition, seed, rates[method], False)
-    write_results([json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))])
+        ran = runs.new
+    cells = [json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))]
+    if ran:
+        write_record(cells)
+    write_results(cells)
 
 
 if __name__ == "__main__":

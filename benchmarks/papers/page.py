@@ -112,26 +112,36 @@ def _holds(table: Table, claim: Claim, than: str) -> str:
 
 
 def _search(table: Table) -> list[str]:
-    tried = search.found(table.name)
-    if table.search is None or not tried:
+    if table.search is None or not search.found(table.name):
         return []
     lines = [
         "## Settings",
         "",
-        f"The same number of candidates for each method, `make paper TABLE={table.name} "
-        f"DATA=FOLDER SEARCH=1`: {table.search.rounds} rounds, the first {table.search.clients} "
-        f"clients, scored on {100 * table.search.validate_share:.0f} % of their training samples, "
-        "which no client trains on. The best is what the run files have.",
+        f"`make paper TABLE={table.name} DATA=FOLDER SEARCH=1`: candidates are trained on the "
+        f"first {table.search.clients} clients and scored on "
+        f"{100 * table.search.validate_share:.0f} % of their training samples, which no client "
+        "trains on. Methods of a stage have the same number of candidates. The "
+        "run files have the best of the last stage in which a method is; validation accuracy in %:",
         "",
-        "| row | candidates, with validation accuracy in % |",
-        "|---|---|",
     ]
-    for row in table.search.candidates:
-        if row not in tried:
+    for number in range(1, len(table.search.stages) + 1):
+        lines += _stage(table, number)
+    return lines
+
+
+def _stage(table: Table, number: int) -> list[str]:
+    """Return the table of one stage, with those methods whose candidates have all been run."""
+    assert table.search is not None
+    stage = table.search.stages[number - 1]
+    lines = [f"| stage {number}: {stage.rounds} rounds | candidates |", "|---|---|"]
+    for row, candidates in stage.candidates.items():
+        tried = search.scored(table, number, row)
+        if len(tried) < len(candidates):
+            lines.append(f"| {table.row(row).title} | not run: not yet |")
             continue
-        top = max(one.accuracy for one in tried[row])
+        top = max(one.accuracy for one in tried)
         cells = []
-        for one in tried[row]:
+        for one in tried:
             listed = ", ".join(f"`{name}` {value}" for name, value in one.settings.items())
             mark = "**" if one.accuracy == top else ""
             cells.append(f"{listed}: {mark}{one.accuracy:.1f}{mark}")

@@ -98,6 +98,12 @@ def saved(table: str, row: str, seed: int) -> Result | None:
     return Result.model_validate_json(path.read_text()) if path.exists() else None
 
 
+def forget(table: str, row: str) -> None:
+    """Remove a row's results: its run file is another one now."""
+    for one in all_saved(table, row):
+        path_of(table, row, one.seed).unlink()
+
+
 def all_saved(table: str, row: str) -> list[Result]:
     """Return the results of a row, in order of seed."""
     found = (RESULTS / table).glob(f"{row}-[0-9]*.json")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import results
 from rich.console import Console
-from tables import Table, Value
+from tables import Search, Table, Value
 
 from fedserver.simulate.population import population_of
 from fedserver.simulate.progress import Closed
@@ -23,6 +23,7 @@ CHECK = "check"
 """Name of each table's short row."""
 PACED = 3
 """Rounds after which a row's pace is known."""
+Settings = Mapping[str, Value]
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -80,13 +81,16 @@ class Pace:
             )
 
 
-def queue(tables: list[Table], only: list[str]) -> Iterator[tuple[Table, str, int]]:
-    """Yield table, row and seed of what is to be run: first seeds first, then in order of worth."""
+def queue(tables: list[Table], only: list[str], most: int) -> Iterator[tuple[Table, str, int]]:
+    """Yield table, row and seed of what is to be run: first seeds first, then in order of worth.
+
+    `most`: seeds of a row at most.
+    """
     waiting = [
         (seed, row.worth, number, place, table)
         for number, table in enumerate(tables)
         for place, row in enumerate(table.rows)
-        for seed in range(table.seeds)
+        for seed in range(min(table.seeds, most))
         if not row.gpu and not row.missing and (not only or row.name in only)
     ]
     for seed, _, _, place, table in sorted(waiting, key=lambda entry: entry[:4]):
@@ -105,7 +109,9 @@ def run_row(table: Table, row: str, seed: int, folder: Path, limits: Limits) -> 
     place.mkdir(parents=True, exist_ok=True)
     found = simulate(
         text,
-        population=population_of(runfile, data=table.data_of(table.data, folder)),
+        population=population_of(
+            runfile, data=table.data_of(table.data or runfile.simulate.data, folder)
+        ),
         directory=place,
         batch=table.batch,
         watcher=Pace(f"{table.name}/{row} seed {seed}", runfile.run.rounds, limits),
@@ -118,12 +124,11 @@ def run_row(table: Table, row: str, seed: int, folder: Path, limits: Limits) -> 
     return result
 
 
-def score(table: Table, row: str, settings: Mapping[str, Value], folder: Path) -> float:
+def score(
+    table: Table, search: Search, rounds: int, row: str, settings: Settings, folder: Path
+) -> float:
     """Return the validation accuracy in per cent that a row reaches with other settings."""
-    search = table.search
-    if search is None:
-        raise SystemExit(f"{table.name} has no [search]")
-    text = shortened(table.run_file(row, 0), search.rounds, search.clients, settings)
+    text = shortened(table.run_file(row, 0), rounds, search.clients, settings)
     data = table.data_of(table.data, folder)
     data += f"{'&' if '?' in data else '?'}validate={search.validate_share}"
     runfile = parse(text)
@@ -151,22 +156,28 @@ def run_check(table: Table) -> results.Result:
     return results.result_of(CHECK, 0, text, found.record, measure=table.measure)
 
 
-def shortened(text: str, rounds: int, clients: int, settings: Mapping[str, Value]) -> str:
+def shortened(text: str, rounds: int, clients: int, settings: Settings) -> str:
     """Return a run file of fewer rounds and clients, never tested on the way, other settings."""
-    given = {"rounds": rounds, "expected": clients, "every": 0, **settings}
-    lines, seen = [], set()
+    given = {"rounds": rounds, "expected": clients, "every": 0}
+    return laid_over(_replaced(text, given)[0], settings)
+
+
+def laid_over(text: str, settings: Settings) -> str:
+    """Return a run file with other settings; the same text when it has them already."""
+    text, missing = _replaced(text, settings)
+    new = "".join(f"\n{name} = {toml(value)}" for name, value in missing.items())
+    return text.replace("[settings]", f"[settings]{new}", 1)
+
+
+def _replaced(text: str, given: Settings) -> tuple[str, Settings]:
+    """Return the text with the values of keys that it has replaced, and the other ones."""
+    lines, missing = [], dict(given)
     for line in text.splitlines():
         key = line.partition("=")[0].strip()
-        if key in given and key not in seen:
-            line = f"{key} = {toml(given[key])}"
-            seen.add(key)
+        if key in missing:
+            line = f"{key} = {toml(missing.pop(key))}"
         lines.append(line)
-        if line.strip() == "[settings]":
-            new = [
-                k for k in settings if not any(t.startswith(f"{k} =") for t in text.splitlines())
-            ]
-            lines += [f"{name} = {toml(settings[name])}" for name in new]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n", missing
 
 
 def toml(value: Value) -> str:

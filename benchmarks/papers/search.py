@@ -7,8 +7,9 @@ from pathlib import Path
 
 import results
 import rows
+import tables
 from pydantic import BaseModel, ConfigDict
-from tables import Table, Value
+from tables import Row, Table, Value
 
 
 class Scored(BaseModel):
@@ -16,6 +17,8 @@ class Scored(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    stage: int
+    """From 1 on."""
     settings: dict[str, Value]
     accuracy: float
     """Mean over clients on validation samples, in per cent; 0 where the run did not end."""
@@ -30,34 +33,89 @@ def found(table: str) -> dict[str, list[Scored]]:
     return {row: [Scored.model_validate(one) for one in tried] for row, tried in content.items()}
 
 
-def best(table: str, row: str) -> dict[str, Value]:
-    """Return the settings that scored best for a row, or none."""
-    tried = found(table).get(row, [])
-    return dict(max(tried, key=lambda one: one.accuracy).settings) if tried else {}
+def scored(table: Table, stage: int, row: str) -> list[Scored]:
+    """Return what a row's candidates of a stage reached, as far as they have been run."""
+    return [one for one in found(table.name).get(row, []) if one.stage == stage]
+
+
+def best(table: Table, row: str) -> dict[str, Value] | None:
+    """Return the settings that scored best in the last stage that has begun for a row.
+
+    None while candidates of that stage are still to be scored; empty where nothing was searched.
+    """
+    stages = table.search.stages if table.search is not None else ()
+    for number, stage in reversed(list(enumerate(stages, 1))):
+        tried = scored(table, number, row)
+        if tried and len(tried) < len(stage.candidates.get(row, ())):
+            return None
+        if tried:
+            return dict(max(tried, key=lambda one: one.accuracy).settings)
+    return {}
+
+
+def chosen(table: Table, row: Row) -> dict[str, Value]:
+    """Return the searched settings that a row takes: its own, or those of `settings_of`.
+
+    Empty where there are none, and while a search is under way: the run file stays as it is.
+    """
+    own = best(table, row.name)
+    if own is None or own or not row.settings_of:
+        return own or {}
+    owner, _, name = row.settings_of.rpartition("/")
+    other = tables.load(owner) if owner else table
+    return chosen(other, other.row(name))
 
 
 def search(table: Table, folder: Path, only: list[str]) -> None:
     """Score every candidate that has no score yet; a second call goes on."""
     if table.search is None:
-        raise SystemExit(f"{table.name} has no [search]: its settings are the paper's")
-    for row, candidates in table.search.candidates.items():
-        for settings in candidates:
-            scored = found(table.name)
-            if (only and row not in only) or any(
-                one.settings == settings for one in scored.get(row, [])
-            ):
+        raise SystemExit(f"{table.name} has no [search]: its settings are the paper's or another's")
+    for number, stage in enumerate(table.search.stages, 1):
+        for row in stage.candidates:
+            if row in only or not only:
+                _search_row(table, number, row, folder)
+
+
+def _search_row(table: Table, number: int, row: str, folder: Path) -> None:
+    assert table.search is not None
+    stage = table.search.stages[number - 1]
+    for settings in stage.candidates[row]:
+        if any(one.settings == settings for one in scored(table, number, row)):
+            continue
+        accuracy = rows.score(table, table.search, stage.rounds, row, settings, folder)
+        entries = found(table.name)
+        entries.setdefault(row, []).append(
+            Scored(stage=number, settings=settings, accuracy=accuracy)
+        )
+        _write(table.name, entries)
+        listed = ", ".join(f"{name} {value}" for name, value in settings.items())
+        rows.console.print(f"  stage {number}, {row}: {accuracy:.2f} % at {listed}")
+    apply()
+
+
+def apply() -> None:
+    """Write the best settings into the run files of all tables.
+
+    A row whose run file changes loses its results, which are of other settings.
+    """
+    for table in map(tables.load, tables.names()):
+        for row in table.rows:
+            settings = chosen(table, row)
+            if not settings:
                 continue
-            accuracy = rows.score(table, row, settings, folder)
-            scored.setdefault(row, []).append(Scored(settings=settings, accuracy=accuracy))
-            _write(table.name, scored)
-            listed = ", ".join(f"{name} {value}" for name, value in settings.items())
-            rows.console.print(f"  {row}: {accuracy:.2f} % at {listed}")
+            path = tables.HERE / table.name / f"{row.name}.toml"
+            text = path.read_text()
+            changed = rows.laid_over(text, settings)
+            if changed != text:
+                path.write_text(changed)
+                results.forget(table.name, row.name)
+                rows.console.print(f"  {table.name}/{row.name} takes {settings}")
 
 
-def _write(table: str, scored: dict[str, list[Scored]]) -> None:
+def _write(table: str, entries: dict[str, list[Scored]]) -> None:
     path = _path(table)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {row: [one.model_dump() for one in tried] for row, tried in scored.items()}
+    content = {row: [one.model_dump() for one in tried] for row, tried in entries.items()}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

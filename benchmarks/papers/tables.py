@@ -39,16 +39,14 @@ class Row(_Strict):
     missing: str = ""
     """Why the row cannot be run where its data cannot be had."""
     settings_of: str = ""
-    """Row whose searched settings it takes; "": a search of its own, or none."""
+    """Row whose searched settings it takes where it has none of its own: `ROW` of this table or
+    `TABLE/ROW`; "": none."""
 
 
-class Search(_Strict):
-    """How settings that the paper does not give are found: candidates scored on validation data."""
+class Stage(_Strict):
+    """One stage of a search: candidates, each trained for so many rounds."""
 
     rounds: int = Field(ge=1)
-    clients: int = Field(ge=1)
-    validate_share: float = Field(gt=0, lt=1)
-    """Share of the training samples that is held back for scoring."""
     candidates: dict[str, tuple[dict[str, Value], ...]]
     """By row, the same number for each."""
 
@@ -58,8 +56,18 @@ class Search(_Strict):
         cls, found: dict[str, tuple[dict[str, Value], ...]]
     ) -> dict[str, tuple[dict[str, Value], ...]]:
         if len({len(tried) for tried in found.values()}) > 1:
-            raise ValueError("every row gets the same number of candidates")
+            raise ValueError("every row of a stage gets the same number of candidates")
         return found
+
+
+class Search(_Strict):
+    """How settings that the paper does not give are found: candidates scored on validation data."""
+
+    clients: int = Field(ge=1)
+    validate_share: float = Field(gt=0, lt=1)
+    """Share of the training samples that is held back for scoring."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """A row's settings are the best of the last one that has candidates for it."""
 
 
 class Claim(_Strict):
@@ -83,8 +91,8 @@ class Table(_Strict):
     schedule: Literal["full", "reduced"]
     setup: str
     """Data, schedule and network in words; of a reduced one also what the paper's is."""
-    data: str
-    """Template of a client's data spec; {folder} is where the sets lie."""
+    data: str = ""
+    """Template of a client's data spec, {folder} is where the sets lie; "": the run files' own."""
     batch: int = 1
     """Clients that train together."""
     seeds: int = 1

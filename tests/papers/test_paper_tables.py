@@ -16,6 +16,7 @@ sys.path.insert(0, str(PAPERS))
 import page  # noqa: E402
 import results  # noqa: E402
 import rows  # noqa: E402
+import scripts  # noqa: E402
 import search  # noqa: E402
 import tables  # noqa: E402
 
@@ -64,12 +65,9 @@ def test_results_are_of_the_run_files_that_are_there(name: str) -> None:
 def test_rows_have_the_settings_that_scored_best(name: str) -> None:
     table = tables.load(name)
     for row in table.rows:
-        chosen = search.best(name, row.settings_of or row.name)
+        chosen = search.chosen(table, row)
         settings = parse(table.run_file(row.name, 0)).settings
-        assert {key: settings[key] for key in chosen if key in settings} == {
-            key: value for key, value in chosen.items() if key in settings
-        }
-        assert row.settings_of or set(chosen) <= set(settings)
+        assert {key: settings.get(key) for key in chosen} == chosen
 
 
 def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rounds: int) -> tables.Table:
@@ -107,8 +105,9 @@ def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rounds: int)
 
 def test_first_seeds_come_first_then_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = small_table(tmp_path, monkeypatch, rounds=3)
-    order = [(row, seed) for _, row, seed in rows.queue([table], [])]
+    order = [(row, seed) for _, row, seed in rows.queue([table], [], 2)]
     assert order == [("other", 0), ("row", 0), ("other", 1), ("row", 1)]
+    assert [seed for _, _, seed in rows.queue([table], ["row"], 1)] == [0]
 
 
 def test_what_cannot_end_in_time_is_refused_and_goes_on_later(
@@ -145,6 +144,73 @@ def test_settings_are_laid_over_a_shortened_run_file() -> None:
     assert short.settings["local_steps"] == 10
 
 
+def searched_table(table: tables.Table) -> tables.Table:
+    first = {"row": [{"learning_rate": 0.1}, {"learning_rate": 0.2}]}
+    last = {"row": [{"learning_rate": 0.01}, {"learning_rate": 0.02}]}
+    stages = [{"rounds": 2, "candidates": first}, {"rounds": 3, "candidates": last}]
+    content = table.model_dump()
+    content["rows"][1]["settings_of"] = "row"
+    content["search"] = {"clients": 4, "validate_share": 0.2, "stages": stages}
+    return tables.Table.model_validate(content)
+
+
+def test_the_last_stage_that_has_begun_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = searched_table(small_table(tmp_path, monkeypatch, rounds=3))
+    monkeypatch.setattr(tables, "names", list)
+    scores = {0.1: 70.0, 0.2: 90.0, 0.01: 60.0, 0.02: 50.0}
+    asked: list[tuple[int, object]] = []
+
+    def score(
+        _: object, __: object, rounds: int, row: str, settings: rows.Settings, *_a: object
+    ) -> float:
+        asked.append((rounds, settings["learning_rate"]))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return scores[float(settings["learning_rate"])]
+
+    monkeypatch.setattr(rows, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(table, tmp_path, [])
+    assert search.best(table, "row") is None
+    assert search.chosen(table, table.row("other")) == {}, "nothing changes on the way"
+    assert "| Row | not run: not yet |" in page.text(table, drawn=False)
+    search.search(table, tmp_path, [])
+    assert asked == [(2, 0.1), (2, 0.2), (3, 0.01), (3, 0.02), (3, 0.02)]
+    assert search.best(table, "row") == {"learning_rate": 0.01}
+    assert search.chosen(table, table.row("other")) == {"learning_rate": 0.01}
+    assert "`learning_rate` 0.01: **60.0**; `learning_rate` 0.02: 50.0" in page.text(
+        table, drawn=False
+    )
+
+
+def test_a_search_writes_run_files_and_drops_results_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = searched_table(small_table(tmp_path, monkeypatch, rounds=3))
+    monkeypatch.setattr(tables, "names", lambda: ["small"])
+    monkeypatch.setattr(tables, "load", lambda _: table)
+    monkeypatch.setattr(rows, "score", lambda *given: float(given[4]["learning_rate"]))
+    rows.run_row(table, "row", 0, tmp_path, FOREVER)
+    search.search(table, tmp_path, [])
+    assert results.saved("small", "row", 0) is None
+    for name in ("row", "other"):
+        assert parse(table.run_file(name, 0)).settings["learning_rate"] == 0.02
+    assert (
+        "learning_rate" not in (tmp_path / "small" / "row.toml").read_text().split("[simulate]")[1]
+    )
+    found = rows.run_row(table, "row", 0, tmp_path, FOREVER)
+    search.apply()
+    assert results.saved("small", "row", 0) == found
+
+
+def test_every_row_of_a_stage_has_the_same_number_of_candidates() -> None:
+    uneven = {"rounds": 1, "candidates": {"a": [{"x": 1}], "b": [{"x": 1}, {"x": 2}]}}
+    with pytest.raises(ValueError, match="same number of candidates"):
+        tables.Stage.model_validate(uneven)
+
+
 def test_the_command_lists_every_table() -> None:
     called = subprocess.run(
         [sys.executable, str(PAPERS / "paper.py"), "--list"],
@@ -153,4 +219,18 @@ def test_the_command_lists_every_table() -> None:
         check=True,
         env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
     )
-    assert all(name in called.stderr for name in TABLES)
+    assert all(name in called.stderr for name in (*TABLES, *scripts.SCRIPTS))
+
+
+def test_comparisons_with_scripts_of_their_own_are_called_by_name() -> None:
+    first, second = scripts.commands("fedp3", Path("/sets"), 5, pages=False)
+    assert first[1:] == [
+        str(PAPERS.parent / "fedp3_accuracy.py"),
+        *("--data", "/sets/fashion-mnist", "--minutes", "5"),
+    ]
+    assert second[2:6] == ["--set", "cifar10", "--data", "/sets/cifar-10-batches-bin"]
+    (summary,) = scripts.commands("fedmpq", None, 5, pages=True)
+    assert summary[1:] == [str(PAPERS.parent / "fedmpq_tables.py"), "--summary"]
+    with pytest.raises(SystemExit, match="give --data FOLDER"):
+        scripts.commands("fedmpq", None, 5, pages=False)
+    assert all((PAPERS.parent / script.file).exists() for script in scripts.SCRIPTS.values())
