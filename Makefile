@@ -26,13 +26,14 @@ $(VENV)/.installed: pyproject.toml
 	  { echo "Python 3.10 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
-	@echo "installing into $(VENV); this happens once"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "installing into $(VENV); this happens once and takes some minutes"
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # grpcio-tools is pinned to the oldest supported version: stubs of newer ones refuse older
 # runtimes. Its wheels end at Python 3.11; a newer Python checks with the newest instead.
 $(STUBS)/.installed: proto/generate.py
+	@echo "installing into $(STUBS); this happens once"
 	@test -x $(STUBS)/bin/python || $(PYTHON) -m venv $(STUBS)
 	@$(STUBS)/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools<80' && \
 	if $(STUBS)/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; \

@@ -1,11 +1,13 @@
 """Fold updates of a model into its next state, in a process of its own: seconds and peak memory.
 
-`python benchmarks/core_fold.py UPDATES MEGABYTES BITS` prints both; `core.py` starts it. All
-updates are one file under many names: as much is read and added, and the disk holds it once.
+`python benchmarks/core_fold.py UPDATES MEGABYTES BITS LOOPS` prints both, with compiled loops (1)
+or without (0); `core.py` starts it. All updates are one file under many names: as much is read and
+added, and the disk holds it once. Loops are compiled, or loaded, before the clock starts.
 """
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,12 +21,13 @@ from wire_workload import Identity
 from fedserver.aggregation.fold import Contribution, fold
 from fedserver.aggregation.reducers import weighted_mean
 from motley.models.units import fresh_tensors, variant_table
-from motley.wire import encode_dense, quantize_uniform, write_payload
+from motley.wire import compiled, encode_dense, quantize_uniform, write_payload
 
 
-def measured(updates: int, megabytes: float, bits: int) -> tuple[float, float]:
+def measured(updates: int, megabytes: float, bits: int, with_loops: bool) -> tuple[float, float]:
     """Return (seconds, peak bytes) of a fold in a child."""
-    words = [sys.executable, __file__, str(updates), str(megabytes), str(bits)]
+    numbers = (updates, megabytes, bits, int(with_loops))
+    words = [sys.executable, __file__, *map(str, numbers)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     seconds, most = done.stdout.split()
     return float(seconds), float(most)
@@ -64,9 +67,13 @@ def run(folder: Path, updates: int, megabytes: float, bits: int) -> float:
 
 def main() -> None:
     updates, megabytes, bits = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    if len(sys.argv) > 4:
-        make(Path(sys.argv[4]), megabytes, bits)
+    if len(sys.argv) > 5:
+        make(Path(sys.argv[5]), megabytes, bits)
         return
+    with_loops = sys.argv[4] == "1"
+    compiled.usage.pays_from = 0 if with_loops else math.inf
+    if with_loops and compiled.load() is None:
+        raise SystemExit("numba is not installed, or MOTLEY_COMPILED is 0")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], folder], check=True)
         seconds = run(Path(folder), updates, megabytes, bits)

@@ -25,12 +25,12 @@ from report import Ratio, report
 from torch.nn import functional
 
 from motley.algorithms.allocation import allocate, average_bits
-from motley.algorithms.fedmpq import FedMPQSettings, lasso_weights
+from motley.algorithms.fedmpq import FedMPQSettings
 from motley.models.rectifier import set_activation_bits
 from motley.models.resnet import resnet
 from motley.models.units import UnitTable, fresh_tensors, load_tensors, variant_table
 from motley.seeding import derive
-from motley.training.integer import IntegerLayer, IntegerModel, replace_weight
+from motley.training.integer import IntegerLayer, IntegerModel, lasso_weights, replace_weight
 from motley.wire import encode_dense, iter_frames, quantize_planes, write_payload
 from motley.wire.stubs import common_pb2, federation_pb2
 from motley.workload import Variant
@@ -73,7 +73,7 @@ class Step:
     def __init__(self, case: str, widths: Mapping[str, int], lasso: float, batch: int) -> None:
         variant, shape = CASES[case]
         self.model = integer_model(variant, widths)
-        self._lasso = lasso_weights(self.model, lasso)
+        self._lasso = lasso_weights(self.model.layers, lasso)
         generator = torch.Generator().manual_seed(1)
         self._inputs = torch.rand(batch, *shape, generator=generator)
         self._targets = torch.randint(10, (batch,), generator=generator)

@@ -26,6 +26,7 @@ from motley.training.alternating import AlternatingModel, iterate
 from motley.training.distillation import Objective, Teacher
 from motley.training.flat import FlatModel
 from motley.training.personal import open_state, quantized_counts, quantized_state
+from motley.training.steps import Batch
 from motley.workload import Variant
 from motley.workloads.digits import Digits
 
@@ -58,7 +59,8 @@ class Case:
         self.workload = Digits()
 
     def step(self) -> None:
-        iterate(self.personal, self.workload, self.inputs, self.targets, RATES, self.teacher)
+        batch = Batch(self.inputs, self.targets)
+        iterate(self.personal, self.workload, batch, RATES, self.teacher)
 
     def passes(self) -> None:
         full, quantized, shared = self.personal.model, self.personal.quantized, self.teacher.model

@@ -169,7 +169,10 @@ def main() -> None:
         flower = None
         if programs:
             print(f"flower: {clients} x {megabytes:g} MB", file=sys.stderr)
-            flower = measure_flower(programs, clients, megabytes, options.flower_rounds)
+            try:
+                flower = measure_flower(programs, clients, megabytes, options.flower_rounds)
+            except MemoryError as error:
+                print(f"Flower was ended: {error}", file=sys.stderr)
         for bits in options.bits:
             for tls in (False, True) if options.tls else (False,):
                 case = Case(clients, megabytes, bits, tls)

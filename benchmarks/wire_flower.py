@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from wire_workload import FLOATS_IN_A_MIB, TENSORS, TOUCH
 
 VERSION = "1.41.0"
 PATIENCE = 900.0
+SPARE = 1 << 30
+"""Bytes of memory; with less available it is ended, before it takes the machine with it."""
 PROJECT = """
 [build-system]
 requires = ["hatchling"]
@@ -202,6 +205,8 @@ class Flower:
         most, largest = 0, 0.0
         end = time.monotonic() + PATIENCE
         while _count(found, "close") < rounds:
+            if _available() < SPARE:
+                raise MemoryError(f"{self.clients} supernodes leave less than {SPARE >> 20} MiB")
             if time.monotonic() > end:
                 raise RuntimeError(f"Flower closed {_count(found, 'close')} rounds: {self.tails()}")
             time.sleep(0.2)
@@ -267,6 +272,12 @@ def measure_flower(programs: Path, clients: int, megabytes: float, rounds: int) 
             return flower.measure(megabytes, rounds)
         finally:
             flower.close()
+
+
+def _available() -> int:
+    found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def _below(pid: int) -> list[int]:

@@ -27,9 +27,9 @@ from fedclient.runner import WorkerRunner
 from fedclient.state import StateDirectory
 from fedclient.transfer.peer import Patience, Peer, pause
 from fedclient.transfer.speed import LinkRecord
+from fedclient.transfer.stub import ClientStub
 from motley.allocator import give_back, reuse_freed_memory
 from motley.wire.stubs import common_pb2, federation_pb2
-from motley.wire.stubs.federation_pb2_grpc import FederationStub
 
 if TYPE_CHECKING:
     from fedclient.identity.renewal import Renewal
@@ -249,7 +249,7 @@ def _certified(options: ClientOptions, state: StateDirectory) -> tuple[Renewable
     identity = store.load(options.name)
     identity.check(time.time())
     channel = RenewableChannel(open_secure_channel(options.server, identity))
-    peer = Peer(stub=FederationStub(channel), name=options.name, session=state.session)
+    peer = Peer(stub=ClientStub(channel), name=options.name, session=state.session)
     return channel, Renewal(peer, store, channel, identity, options.server)
 
 
@@ -277,7 +277,7 @@ def make_desk(
 ) -> Desk:
     """Put together what a daemon works with."""
     peer = Peer(
-        stub=FederationStub(channel),
+        stub=ClientStub(channel),
         name=options.name,
         session=state.session,
         rng=rng or random.Random(),

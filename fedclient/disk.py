@@ -54,8 +54,12 @@ class Disk:
     def note(self, target: Path, content: bytes) -> None:
         """Write a small file that is of use but may be lost: nothing waits for the disk."""
         temporary = target.with_name(target.name + TEMPORARY)
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def make_directory(self, path: Path) -> Path:
         """Create a directory with its parents, readable by the owner alone; return it.

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from fedclient.disk import Disk
 from fedclient.errors import OptionError
 from motley.errors import IdentityError, PrivacyLedgerError
-from motley.identity.keys import read_private, write_private
+from motley.identity.private_files import read_private, write_private
 from motley.privacy.ledger import Budget, Entry, Labels, noise_labels
 from motley.privacy.noise import KEY_BYTES
 

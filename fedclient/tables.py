@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fedclient.models import StoredModel
 from fedclient.take_home import Predicted
+from motley.task import UNTRAINED
 
 KB = 1000
 PIPED_WIDTH = 160
@@ -20,7 +21,7 @@ MOST_CLASSES = 30
 FIGURES = frozenset(
     {
         *("packed_bytes", "dense_bytes", "peak_memory_bytes", "samples"),
-        *("unused_centres", "centre_updates_moved", "untrained"),
+        *("unused_centres", "centre_updates_moved", UNTRAINED),
     }
 )
 """Metrics that are no scores."""
@@ -49,7 +50,7 @@ def models_table(models: Sequence[StoredModel]) -> Table:
             " ".join(filter(None, (record.workload, record.variant))),
             f"{record.size / KB:,.1f}",
             f"{record.size / dense:.1%}" if dense else "-",
-            ", ".join([*scores, *(["untrained"] if record.metrics.get("untrained") else [])]),
+            ", ".join([*scores, *([UNTRAINED] if record.metrics.get(UNTRAINED) else [])]),
         )
     return table
 

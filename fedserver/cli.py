@@ -193,7 +193,7 @@ def submit(
     run_id = operator.submit(text, str(runfile))
     _print_reply((run_id, "queued"), json_output, goes_on=True)
     if watch_it:
-        _follow(operator, run_id, json_output)
+        _follow(operator, run_id, json_output, whole=True)
 
 
 @app.command()
@@ -242,12 +242,19 @@ def show(
 
 @app.command()
 @steers
-def watch(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
+def watch(
+    operator: Operator,
+    run: RunArgument,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Without a terminal: list the earlier rounds too.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
     """Follow a run live until it ends; exits with 1 when it paused, failed or was stopped."""
-    _follow(operator, run, json_output)
+    _follow(operator, run, json_output, whole=whole)
 
 
-def _follow(operator: Operator, run: str, json_output: bool) -> None:
+def _follow(operator: Operator, run: str, json_output: bool, *, whole: bool) -> None:
     status, records = "", operator.watch(run)
     if json_output:
         for record in records:
@@ -256,7 +263,7 @@ def _follow(operator: Operator, run: str, json_output: bool) -> None:
     else:
         from fedserver.display import follow
 
-        status = follow(records)
+        status = follow(records, whole=whole)
     if status != "finished":
         raise typer.Exit(1)
 
@@ -359,7 +366,7 @@ def _print_reply(reply: tuple[str, str], json_output: bool, *, goes_on: bool = F
 
 def _version(value: bool) -> None:
     if value:
-        print(__version__)
+        print(f"fedserver {__version__}")
         raise typer.Exit
 
 

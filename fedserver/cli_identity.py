@@ -68,10 +68,14 @@ def init(
     if json_output:
         print(json.dumps(record))
         return
-    from fedserver.display import print_join
+    from fedserver.display import print_facts, print_join
 
-    print(f"authority   {record['folder']}  (keep a copy of this folder, and keep it secret)")
-    print(f"address     {record['address']}  (as devices are told; another: --address)")
+    print_facts(
+        {
+            "authority": f"{record['folder']}  (keep a copy of this folder, and keep it secret)",
+            "address": f"{record['address']}  (as devices are told; another: --address)",
+        }
+    )
     print_join(record)
     given = f" --data {data}" if data else ""
     print(f"\nthen start the server: fedserver serve{given}")

@@ -19,6 +19,7 @@ from fedserver.cli_options import check_target
 from fedserver.heat_map import heat_map
 from fedserver.widths import RoundWidths, round_widths
 from motley.errors import MotleyError
+from motley.task import UNTRAINED
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -34,12 +35,14 @@ def size(count: float) -> str:
 
 PIPED_WIDTH = 160
 """Columns where no terminal says how many there are: a pipe, a file."""
+CLIENTS_WIDTH = 100
+"""The same for the table of clients, whose reasons may be long."""
 
 
-def console(*, to_stderr: bool = False) -> Console:
+def console(*, to_stderr: bool = False, piped: int = PIPED_WIDTH) -> Console:
     """Return where people read: the terminal, or a pipe of a fixed width."""
     stream = sys.stderr if to_stderr else sys.stdout
-    return Console(stderr=to_stderr, width=None if stream.isatty() else PIPED_WIDTH)
+    return Console(stderr=to_stderr, width=None if stream.isatty() else piped)
 
 
 def print_runs(records: list[dict[str, Any]]) -> None:
@@ -60,8 +63,9 @@ def print_clients(records: list[dict[str, Any]]) -> None:
     if not records:
         print("no clients yet; `fedserver tokens create` lets one join")
         return
-    table = Table("name", "here", "tier", "cores", "memory", "accelerator", "workloads", "task")
-    table.add_column("certificate")
+    table, workloads = Table(), dict[str, list[str]]()
+    for column in ("name", "here", "tier", "device", "task", "certificate"):
+        table.add_column(column, overflow="fold")
     for r in records:
         seen = "yes" if r["here"] else _ago(r["last_seen_seconds"])
         if r["set_aside"]:
@@ -70,14 +74,24 @@ def print_clients(records: list[dict[str, Any]]) -> None:
             r["name"],
             seen,
             r["tier"] or "-",
-            str(r["cores"]),
-            size(r["memory_bytes"]),
-            r["accelerator"] or "-",
-            ", ".join(sorted(r["workloads"])),
+            _device(r),
             r["task"] or "-",
             _certificate(r),
         )
-    console().print(table)
+        if r["workloads"]:
+            workloads.setdefault(", ".join(sorted(r["workloads"])), []).append(r["name"])
+    screen = console(piped=CLIENTS_WIDTH)
+    screen.print(table)
+    for known, names in workloads.items():
+        whose = ", ".join(names) if len(workloads) > 1 else "all"
+        screen.print(f"workloads of {whose}: {known}", highlight=False)
+
+
+def _device(client: dict[str, Any]) -> str:
+    if not client["cores"]:
+        return "-"  # joined, and never checked in
+    parts = [f"{client['cores']} cores", size(client["memory_bytes"]), client["accelerator"]]
+    return ", ".join(filter(None, parts))
 
 
 def _ago(seconds: float | None) -> str:
@@ -123,15 +137,23 @@ def print_operators(records: list[dict[str, Any]]) -> None:
 def print_join(record: dict[str, Any]) -> None:
     """Print a new join token as the command that uses it."""
     whom = f"client {record['client']} alone" if record["client"] else "any new client"
-    table = Table.grid(padding=(0, 2))
-    table.add_row("token", record["id"])
-    table.add_row("for", whom)
-    table.add_row("devices", str(record["uses"]))
-    table.add_row("until", f"{moment(record['expires'])} UTC")
-    table.add_row("join port", record["server"])
-    console().print(table)
+    print_facts(
+        {
+            "token": record["id"],
+            "for": whom,
+            "devices": str(record["uses"]),
+            "until": f"{moment(record['expires'])} UTC",
+            "join port": record["server"],
+        }
+    )
     print("\non each device:\n")
     print(f"  {record['join']}")
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print what is known of something, a line each, whole however narrow the terminal is."""
+    for name, value in facts.items():
+        print(f"{name:<11}{value}")
 
 
 def print_run(record: dict[str, Any]) -> None:
@@ -214,21 +236,16 @@ def client_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def follow(records: Iterable[dict[str, Any]]) -> str:
-    """Show a run live until its records end; return its last status."""
+def follow(records: Iterable[dict[str, Any]], *, whole: bool = True) -> str:
+    """Show a run live until its records end; return its last status.
+
+    Without a terminal that is a line for each closed round; unless `whole`, of those that were
+    closed before for the newest alone.
+    """
     screen = console()
-    status, shown = "", False
     if not screen.is_terminal:
-        reason = ""
-        for record in records:
-            status = record["status"]
-            if record["reason"] and record["reason"] != reason:
-                screen.print(f"{record['name']} {status}: {record['reason']}", soft_wrap=True)
-            reason = record["reason"]
-            for entry in record["history"]:
-                screen.print(_line(record, entry), highlight=False, soft_wrap=True)
-        screen.print(f"run {record['name']} is {status} {record['reason']}".rstrip())
-        return status
+        return _follow_in_lines(screen, records, whole)
+    status, shown = "", False
     newest: RoundWidths | None = None
     with Live(console=screen, refresh_per_second=8) as live:
         for record in records:
@@ -237,6 +254,22 @@ def follow(records: Iterable[dict[str, Any]]) -> str:
             parts = [_head(record), client_table(record)]
             live.update(Group(*parts, *live_map(newest, screen, len(record["clients"]))))
     return status if shown else "unknown"
+
+
+def _follow_in_lines(screen: Console, records: Iterable[dict[str, Any]], whole: bool) -> str:
+    status = reason = name = ""
+    for number, record in enumerate(records):
+        name, status, before = record["name"], record["status"], reason
+        reason = record["reason"]
+        if reason and reason != before:
+            screen.print(f"{name} {status}: {reason}", soft_wrap=True)
+        entries = record["history"]
+        if number == 0 and not whole:
+            entries = [e for e in entries if e["round"] == entries[-1]["round"]]
+        for entry in entries:
+            screen.print(_line(record, entry), highlight=False, soft_wrap=True)
+    screen.print(f"run {name} is {status} {reason}".rstrip())
+    return status
 
 
 def newest_widths(record: dict[str, Any]) -> RoundWidths | None:
@@ -296,13 +329,17 @@ def _line(record: dict[str, Any], entry: dict[str, Any]) -> str:
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
-    """Return accuracies and losses as a short text."""
+    """Return accuracies and losses as a short text, and how many clients have no model yet."""
     shown = [name for name in sorted(metrics) if name.endswith(("accuracy", "loss"))]
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)
+    parts = [f"{name} {metrics[name]:.4f}" for name in shown]
+    untrained = metrics.get(UNTRAINED) or metrics.get(f"personal_{UNTRAINED}")
+    return ", ".join([*parts, *([f"{untrained:.0f} {UNTRAINED}"] if untrained else [])])
 
 
 def _newest_accuracy(client: dict[str, Any]) -> str:
     for kind in ("finish", "evaluate", "train"):
+        if client["metrics"].get(kind, {}).get(UNTRAINED):
+            return UNTRAINED
         if "accuracy" in client["metrics"].get(kind, {}):
             return f"{client['metrics'][kind]['accuracy']:.2%}"
     return "-"

@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedserver.control_socket import control_socket
 from fedserver.errors import AddressError
 from fedserver.service.callers import OperatorsOnly
-from fedserver.service.decoding import RefuseUndecodable
+from fedserver.service.decoding import Decoding
 from fedserver.service.federation import FederationService
 from fedserver.service.status import RefusedError, abort, refusals
 from fedserver.service.transfers import LARGEST_FRAME
@@ -109,7 +109,7 @@ def client_server(
     address: str, service: FederationService, credentials: grpc.ServerCredentials | None
 ) -> tuple[grpc.aio.Server, str]:
     """Return a server for clients, not started, and the address it is bound to."""
-    server = grpc.aio.server(options=CHANNEL_OPTIONS, interceptors=[RefuseUndecodable()])
+    server = grpc.aio.server(options=CHANNEL_OPTIONS, interceptors=[Decoding()])
     federation_pb2_grpc.add_FederationServicer_to_server(service, server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -124,7 +124,7 @@ def join_server(
     server = grpc.aio.server(
         options=JOIN_OPTIONS,
         maximum_concurrent_rpcs=JOIN_CALLS,
-        interceptors=[RefuseUndecodable()],
+        interceptors=[Decoding()],
     )
     join_pb2_grpc.add_JoinServicer_to_server(service, server)
     return server, _bind(server, address, credentials, "--join-listen")

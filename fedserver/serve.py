@@ -122,7 +122,7 @@ async def serve(
             await server.start()
         log.info("serving", address=bound, data=str(root), version=__version__)
         if secure:
-            log.info("serving_with_certificates", ports=listening[1:])
+            log.info("serving_with_certificates", **dict(line.split(" ") for line in listening[1:]))
         else:
             log.warning("plain_text", address=bound, risk="others can read, alter and pretend")
         if on_ready is not None:

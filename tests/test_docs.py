@@ -56,7 +56,7 @@ def test_the_example_of_a_run_file_is_valid() -> None:
 
 
 def test_the_methods_that_train_together_are_named() -> None:
-    rows = re.findall(r"^\| (`.+`) \| (yes|no) \|", page("simulation.md"), flags=re.M)
+    rows = re.findall(r"^\| (`.+`) \| (yes|no)\b", page("simulation.md"), flags=re.M)
     found = {name: answer for names, answer in rows for name in re.findall(r"`(\w+)`", names)}
     methods = {name: registry.find(name) for name in registry.names()}
     assert found == {n: "yes" if m.trains_together else "no" for n, m in methods.items()}

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from motley.algorithms import registry
-from motley.algorithms.fedp3 import _STRATEGIES
+from motley.algorithms.fedp3_settings import _STRATEGIES
 from motley.runfile import Bits, RunFile, Tier, When
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "run-file.md").read_text()

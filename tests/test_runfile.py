@@ -49,7 +49,7 @@ def test_a_good_file_is_read() -> None:
     [
         ("rounds = 3", "round = 3", r"run\.round: no such field; did you mean 'rounds'"),
         ("rounds = 3", "rounds = 0", r"run\.rounds: .*greater than or equal to 1 \(got 0\)"),
-        ('"quped"', '"qupde"', r"no algorithm is called 'qupde'; expected one of .*fedavg"),
+        ('"quped"', '"qupde"', r"run\.algorithm: no such algorithm; .* fedavg.*\(got 'qupde'\)"),
         ("learning_rate = 0.05", "learning_rat = 0.05", r"settings\.learning_rat: no such field"),
         ("learning_rate = 0.01", "learning_rate = -1.0", r"tiers\.phone\.settings\.learning_rate"),
         ("bits = 1\n", "bits = 9\n", r"tiers\.0: bits is 9 bits; expected 1 to 8, or 32"),
@@ -75,6 +75,37 @@ def test_all_faults_are_named_at_once() -> None:
         parse(text)
     assert "run.rounds" in str(caught.value)
     assert "clients.expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"quped"', '"qupde"'),
+        ("learning_rate = 0.05", "learning_rat = 0.05"),
+        ("learning_rate = 0.05", 'learning_rate = "fast"'),
+    ],
+)
+def test_method_and_settings_are_checked_although_other_fields_are_wrong(
+    old: str, new: str
+) -> None:
+    with pytest.raises(RunFileError) as alone:
+        parse(GOOD.replace(old, new, 1))
+    with pytest.raises(RunFileError) as caught:
+        parse(GOOD.replace(old, new, 1).replace("rounds = 3", "rounds = 0"))
+    (fault,) = [line for line in str(alone.value).splitlines()[1:] if "tiers." not in line]
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 2
+    assert fault in lines
+    assert any(line.startswith("  run.rounds: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["run = 3", "[run]\nalgorithm = [1]", '[run]\nalgorithm = "quped"\n[[settings]]\na = 1'],
+)
+def test_documents_of_another_shape_end_in_the_same_error(text: str) -> None:
+    with pytest.raises(RunFileError, match=r"clients: Field required"):
+        parse(text)
 
 
 def test_what_a_method_cannot_do_is_refused() -> None:

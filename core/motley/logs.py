@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import Enum
 
 import structlog
@@ -24,7 +24,7 @@ def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
     if log_format is LogFormat.JSON:
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = _ForPeople(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -36,6 +36,46 @@ def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+class _ForPeople:
+    """Writes an event with its fields as words: no lists, no line breaks but a stack trace's."""
+
+    def __init__(self, renderer: structlog.typing.Processor) -> None:
+        self._renderer = renderer
+
+    def __call__(
+        self,
+        logger: structlog.typing.WrappedLogger,
+        method: str,
+        fields: structlog.typing.EventDict,
+    ) -> structlog.typing.ProcessorReturnValue:
+        """Return the line."""
+        traces = ("exception", "stack")
+        words = {name: v if name in traces else in_words(v) for name, v in fields.items()}
+        return self._renderer(logger, method, words)
+
+
+def in_words(value: object) -> object:
+    """Return a field as people read it: `a, b` of a list, `name value` of a mapping, one line.
+
+    >>> in_words({"accuracy": 0.944444, "loss": 0.25})
+    'accuracy 0.9444, loss 0.25'
+    >>> in_words("not valid:\\n  run.rounds: missing\\n  clients: missing")
+    'not valid: run.rounds: missing; clients: missing'
+    """
+    if isinstance(value, str):
+        lines = [line.strip() for line in value.splitlines()]
+        return value if len(lines) < 2 else "; ".join(filter(None, lines)).replace(":; ", ": ")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_word(one)}" for name, one in value.items())
+    if isinstance(value, Sequence | Set) and not isinstance(value, bytes):
+        return ", ".join(map(_word, value))
+    return value
+
+
+def _word(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(in_words(value))
 
 
 @contextlib.contextmanager

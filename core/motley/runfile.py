@@ -6,17 +6,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm
 from motley.errors import MotleyError, RunFileError
 from motley.plan import FULL_PRECISION, check_bits
 from motley.promises import promise_faults
+from motley.workload import Scalar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,12 +64,12 @@ class Run(_Section):
     global_variant: str = ""
     """Variant of the global model; default: the workload's first."""
 
-    @model_validator(mode="after")
-    def _algorithm_exists(self) -> Run:
-        if self.algorithm not in registry.names():
-            known = ", ".join(registry.names())
-            raise ValueError(f"no algorithm is called {self.algorithm!r}; expected one of {known}")
-        return self
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm_exists(cls, name: str) -> str:
+        if name not in registry.names():
+            raise ValueError(f"no such algorithm; expected one of {', '.join(registry.names())}")
+        return name
 
 
 class WorkloadSection(_Section):
@@ -248,6 +256,7 @@ def parse(text: str, source: str = "run file") -> RunFile:
         runfile = RunFile.model_validate(document)
     except ValidationError as error:
         faults = describe(error, RunFile)
+        faults += _settings_faults_of(document, {fault.partition(":")[0] for fault in faults})
     if runfile is not None:
         unfit = _settings_faults(runfile)
         faults = [*unfit, *_method_faults(runfile, settings_are_valid=not unfit)]
@@ -257,16 +266,34 @@ def parse(text: str, source: str = "run file") -> RunFile:
     return runfile
 
 
+def _settings_faults_of(document: Mapping[str, Any], named: set[str]) -> list[str]:
+    """Check the settings of a document that is no run file, so that it is told all at once.
+
+    `named`: fields of which a fault is known already.
+    """
+    run, settings = document.get("run"), document.get("settings", {})
+    name = run.get("algorithm") if isinstance(run, Mapping) else None
+    if name not in registry.names() or not isinstance(settings, Mapping):
+        return []
+    found = _layer_faults(registry.find(name), [("settings", settings)])
+    return [fault for fault in found if fault.partition(":")[0] not in named]
+
+
 def _settings_faults(runfile: RunFile) -> list[str]:
     """Check the algorithm's settings, alone and with each tier's laid over them."""
-    faults = []
-    algorithm = registry.find(runfile.run.algorithm)
     layers = [("settings", runfile.settings)]
     layers += [
         (f"tiers.{tier.name}.settings", {**runfile.settings, **tier.settings})
         for tier in runfile.tiers
         if tier.settings
     ]
+    return _layer_faults(registry.find(runfile.run.algorithm), layers)
+
+
+def _layer_faults(
+    algorithm: type[Algorithm], layers: Sequence[tuple[str, Mapping[str, Scalar]]]
+) -> list[str]:
+    faults = []
     for place, values in layers:
         try:
             algorithm.configure(values)

@@ -9,6 +9,11 @@ from enum import Enum
 from motley.plan import Plan
 from motley.workload import Scalar
 
+UNTRAINED = "untrained"
+"""Metric, 1: the client has no personal model of its own yet, since no update of it counted. A
+finished model that is marked so is the one that training would start from; an evaluation tells
+nothing else of it. Evaluations of both models say `personal_untrained`."""
+
 
 class TaskKind(str, Enum):
     """What a task asks of a client."""

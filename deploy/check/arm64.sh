@@ -1,7 +1,11 @@
 #!/bin/bash
 # One round of a client on arm64, by qemu's user emulation, with a server outside of it. As root:
 #   debootstrap --arch=arm64 --variant=minbase --include=python3 bookworm TREE
-#   pip install --target SITE --platform manylinux_2_28_aarch64 --only-binary=:all: torch numpy ...
+#   pip="pip install --target SITE --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
+#       --implementation cp --python-version 3.11 --only-binary=:all:"
+#   $pip --no-deps torch==2.9.1     # pip would ask for what torch wants on this processor: CUDA
+#   $pip numpy grpcio protobuf cryptography pydantic rich structlog typer scikit-learn filelock \
+#       typing_extensions sympy networkx jinja2 fsspec
 #   deploy/check/arm64.sh TREE SITE
 # Needs qemu-user-static and binfmt_misc; the checkout is shown as it lies: change nothing in it meanwhile. PYTHON runs the server: an interpreter that has it installed.
 set -euo pipefail

@@ -4,6 +4,13 @@
     deploy/check/container.py deploy/container/client.Dockerfile --base /tmp/base \\
         --work /tmp/work --try 'fedclient --version'
 
+and of the server, which then serves once in its tree:
+
+    deploy/check/container.py deploy/container/server.Dockerfile --base /tmp/base \\
+        --work /tmp/work --try 'MOTLEY_ADDRESS=localhost serve.sh --listen 127.0.0.1:0 & \\
+        until fedserver runs --json; do sleep 1; done; tokens.sh /run/motley-tokens phone && \\
+        kill $! && wait $!'
+
 Each stage is a copy of the base; RUN goes through chroot, as the stage's user, and an instruction
 that is not known ends the check. What is left is the image's tree under --work; its size is
 printed, and each --try is run in it as the image's user. Mounts live in a name space of their own.

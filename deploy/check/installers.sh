@@ -3,7 +3,7 @@
 # for the machine and for its packages; pip is the real one. As root:
 #   debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm TREE
 #   deploy/check/installers.sh TREE WORK [jetson|raspberry-pi|android ...]
-# BIND: host folders to show in the trees, read-only; PIP_* is passed on.
+# BIND: host folders to show in the trees, read-only; PIP_* is passed on; TORCH: the Pi's, for this processor.
 set -euo pipefail
 tree=${1:?usage: installers.sh TREE WORK [NAME ...]}
 work=${2:?usage: installers.sh TREE WORK [NAME ...]}
@@ -88,7 +88,8 @@ OTHER
 check_raspberry-pi() {
     copy raspberry-pi
     stand_in uname 'echo aarch64'
-    inside /source/deploy/raspberry-pi/install.sh kitchen-pi
+    # The tree is no ARM: the wheel that is here for it stands in for the one that a Pi gets.
+    inside MOTLEY_TORCH="${TORCH:-torch<2.14}" /source/deploy/raspberry-pi/install.sh kitchen-pi
     inside /opt/motley/bin/fedclient --version
     [[ -e $here/etc/motley/kitchen-pi.env ]]
 }

@@ -3,7 +3,7 @@
 ARG BASE=debian:bookworm-slim
 FROM ${BASE} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*
-# The processor's wheel of torch: that of the package index brings gigabytes of CUDA on amd64.
+# The processor's wheel of torch: that of the package index brings CUDA's libraries.
 ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
 ARG TORCH="torch>=2.0,<2.14"
 RUN python3 -m venv /opt/motley && /opt/motley/bin/pip install --no-cache-dir ${TORCH_OPTIONS} "${TORCH}"

@@ -2,11 +2,13 @@
 # Installs a client on a Raspberry Pi with a 64-bit system. As root:
 #   install.sh NAME [SOURCE]
 # NAME is the client's; SOURCE a checkout or a wheel, default: the checkout that this file lies in.
+# MOTLEY_TORCH is the torch to install: from 2.11 on the index's wheels for ARM bring CUDA along.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 name=${1:?usage: install.sh NAME [SOURCE]}
 source=${2:-$(cd "$here/../.." && pwd)}
 target=${MOTLEY_TARGET:-/opt/motley}
+torch=${MOTLEY_TORCH:-torch>=2.0,<2.11}
 
 fail() {
     echo "install.sh: $*" >&2
@@ -34,6 +36,6 @@ python3 -m venv "$target"
 TMPDIR=$(mktemp -d -p "$target")
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
-"$target/bin/python" -m pip install --no-cache-dir "${source}[client]"
+"$target/bin/python" -m pip install --no-cache-dir "$torch" "${source}[client]"
 "$target/bin/python" -c 'import torch; print("torch", torch.__version__)'
 "$here/../systemd/install.sh" client "$name"

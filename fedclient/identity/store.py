@@ -23,15 +23,9 @@ from motley.identity.certificates import (
     load_certificate,
     read_certificate,
 )
-from motley.identity.keys import (
-    key_from_pem,
-    key_to_pem,
-    make_private_folder,
-    new_key,
-    read_private,
-    write_private,
-)
+from motley.identity.keys import key_from_pem, key_to_pem, new_key
 from motley.identity.names import CLIENT
+from motley.identity.private_files import make_private_folder, read_private, write_private
 from motley.wire.durable import replacing
 
 CLOCK_TOLERANCE = 60.0

@@ -17,7 +17,7 @@ from fedclient.transfer.peer import Peer, is_for_now, pause, raise_if_final
 from fedclient.transfer.speed import LinkRecord
 from motley.errors import PayloadError
 from motley.waiting import settled
-from motley.wire import Frame, FrameError, FrameWriter, file_sha256
+from motley.wire import FrameError, FrameWriter, file_sha256
 from motley.wire.stubs import common_pb2, federation_pb2
 
 log = get_logger()
@@ -72,9 +72,10 @@ async def download(
 
 
 def _is_held(target: Path, ref: common_pb2.PayloadRef) -> bool:
-    if not target.exists() or target.stat().st_size != ref.size:
+    try:
+        return target.stat().st_size == ref.size and file_sha256(target) == ref.sha256
+    except OSError:  # not there, or on a bad place of the disk: it is fetched
         return False
-    return file_sha256(target) == ref.sha256
 
 
 def _finish(writer: FrameWriter, sha256: bytes) -> Path:
@@ -138,10 +139,9 @@ async def _frames(peer: Peer, call: Any, writer: FrameWriter) -> AsyncIterator[i
                     continue  # a sign of life: the server lets others go first
                 if storing is not None:
                     await settled(storing)
-                came = Frame(frame.offset, frame.data, frame.crc32)
-                storing = loop.run_in_executor(None, writer.write, came)
-                coming += len(came.data)
-                yield len(came.data)
+                storing = loop.run_in_executor(None, writer.write, frame)
+                coming += len(frame.data)
+                yield len(frame.data)
     except BaseException:
         if storing is not None:
             await asyncio.wait({storing})  # the writer is closed next

@@ -19,7 +19,7 @@ from fedclient.errors import TransferError
 from motley.waiting import Watch, watching
 
 if TYPE_CHECKING:
-    from motley.wire.stubs.federation_pb2_grpc import FederationStub
+    from fedclient.transfer.stub import ClientStub
 
 FINAL = frozenset(
     {
@@ -61,7 +61,7 @@ class Patience:
 class Peer:
     """Who we are to the server, and the calls to it."""
 
-    stub: FederationStub
+    stub: ClientStub
     name: str
     session: str
     rng: random.Random = field(default_factory=random.Random)

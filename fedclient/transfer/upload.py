@@ -187,11 +187,10 @@ class _Attempt:
             while offset < self._size:
                 size = self._link.frame("upload")
                 frame = next(iter_frames(self._update.payload, offset, size))
-                message = common_pb2.Frame(offset=offset, data=frame.data, crc32=frame.crc32)
                 await self._room()
                 offset += len(frame.data)
                 self._under_way.append(offset)
-                await call.write(federation_pb2.UploadMessage(frame=message))
+                await call.write(frame)
                 self._progress.note()
             await call.done_writing()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from fedserver.aggregation.reducers import Reducer, reduce_present
+from fedserver.aggregation.reducers import (
+    Reducer,
+    reduce_present,
+    relative_weights,
+    weighted_mean,
+)
 from fedserver.errors import AggregationError
 from motley.algorithms.base import Coefficient
 from motley.models.units import TensorInfo, UnitTable
@@ -27,10 +33,12 @@ from motley.wire import (
 )
 
 Tile = npt.NDArray[np.floating]
+Weights = npt.NDArray[np.float64]
 
-RELEASE_BYTES = 8 << 20
-"""Of files that may stay mapped: they count as memory of the process that reads them, and a kernel
-may map more than is read."""
+MAPPED_BYTES = 16 << 20
+"""Of files that may stay mapped: they count as memory of the process that reads them."""
+_FOLIO_BYTES = 2 << 20
+"""What a kernel may map of a file where one byte is read, of what there is."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,8 @@ def fold(
 
     Each tile of `TILE` elements is decoded from every client that sent its tensor, in order of
     name, and reduced; of sparse updates each coordinate over those that sent it. A tensor or
-    coordinate that nobody sent stays. Memory is one tensor of the new state
-    and one tile times the clients (twice that for rules that sort), whatever the model's size.
+    coordinate that nobody sent stays. Memory is one tensor of the new state and a few
+    tiles; for sparse updates one tile times the clients, for rules that sort two.
 
     Raises:
         PayloadError: a stored file is damaged.
@@ -78,10 +86,17 @@ def fold(
     ordered = sorted(contributions, key=lambda c: c.client)
     with ExitStack() as stack:
         base = stack.enter_context(PayloadReader(state, table.tensor_table))
-        readers = [stack.enter_context(PayloadReader(c.path, table.tensor_table)) for c in ordered]
+        readers = [stack.enter_context(_opened(c.path, table)) for c in ordered]
         folding = _Folding(ordered, base, readers, reducer, finish_tile, Pages())
         layout = [(row, Dense(row.dtype)) for row in table.tensor_table]
         return write_payload(out, folding.tensors(table), table.tensor_table, layout)
+
+
+def _opened(path: Path, table: UnitTable) -> PayloadReader:
+    reader = PayloadReader(path, table.tensor_table)
+    # Opening has looked at the end of every tensor: a MiB mapped for each client.
+    reader.release()
+    return reader
 
 
 @dataclass(frozen=True)
@@ -114,16 +129,17 @@ class _View:
 
 
 class Pages:
-    """Counts what was read of mapped files, and lets go of it now and then."""
+    """Counts what is mapped of files that are read, and lets go of it now and then."""
 
     def __init__(self) -> None:
         self._count, self._read = 0, set[PayloadReader]()
 
     def read(self, reader: PayloadReader, count: int) -> None:
         """Note `count` bytes more of a file."""
-        self._count += count
+        mapped = 0 if reader in self._read else min(_FOLIO_BYTES, reader.size)
+        self._count += max(count, mapped)
         self._read.add(reader)
-        if self._count >= RELEASE_BYTES:
+        if self._count >= MAPPED_BYTES:
             for one in self._read:
                 one.release()
             self._count, self._read = 0, set()
@@ -148,7 +164,7 @@ class _Folding:
         senders = [
             (reader, contribution, contribution.weight(row.unit))
             for reader, contribution in zip(self.readers, self.contributions, strict=True)
-            if row.name in reader.names and contribution.weight(row.unit) > 0
+            if row.name in reader and contribution.weight(row.unit) > 0
         ]
         old = self.base[row.name].decode()
         if not senders:
@@ -161,25 +177,12 @@ class _Folding:
             return np.rint(self.reduce(stacked, weights)).astype(dtype).reshape(row.shape)
         flat = cast(Tile, old.reshape(-1))
         new = np.empty_like(flat)
-        values = np.empty((len(senders), min(TILE, flat.size)), dtype)
         views = [_View.of(row, reader, c) for reader, c, _ in senders]
-        is_sparse = any(view.mask is not None for view in views)
-        sent = np.ones(values.shape if is_sparse else (len(views), 0), np.bool_)
+        reduce = self._reduction(views, weights, min(TILE, flat.size), dtype)
         for start in range(0, flat.size, TILE):
             stop = min(start + TILE, flat.size)
-            tile = values[:, : stop - start]
-            for line, held, view in zip(tile, sent[:, : stop - start], views, strict=True):
-                view.read(flat[start:stop], start, line)
-                self.pages.read(view.reader, view.nbytes(stop - start))
-                if view.mask is not None:
-                    held[:] = view.mask.tile(start, stop)
             with np.errstate(over="ignore", invalid="ignore"):
-                if is_sparse:
-                    reduced = reduce_present(
-                        self.reduce, tile, weights, sent[:, : stop - start], flat[start:stop]
-                    )
-                else:
-                    reduced = self.reduce(tile, weights)
+                reduced = reduce(flat[start:stop], start)
             new[start:stop] = self.finish_tile(flat[start:stop], reduced)
             if not np.isfinite(new[start:stop]).all():
                 raise AggregationError(
@@ -188,3 +191,44 @@ class _Folding:
                     f"{dtype}; look for a client whose training diverges"
                 )
         return new.reshape(row.shape)
+
+    def _reduction(
+        self, views: Sequence[_View], weights: Weights, length: int, dtype: np.dtype[np.generic]
+    ) -> Callable[[Tile, int], Tile]:
+        """Return what makes one tile, of `length` elements or less, of the old one and its place.
+
+        A mean of whole updates adds one client after the other; other rules see all at once.
+        """
+        is_sparse = any(view.mask is not None for view in views)
+        if self.reduce is weighted_mean and not is_sparse:
+            return functools.partial(self._mean, views, weights)
+        values = np.empty((len(views), length), dtype)
+        sent = np.ones(values.shape if is_sparse else (len(views), 0), np.bool_)
+
+        def reduce(base: Tile, start: int) -> Tile:
+            tile, held = values[:, : base.size], sent[:, : base.size]
+            for line, own, view in zip(tile, held, views, strict=True):
+                self._read(view, base, start, line)
+                if view.mask is not None:
+                    own[:] = view.mask.tile(start, start + base.size)
+            if is_sparse:
+                return reduce_present(self.reduce, tile, weights, held, base)
+            return self.reduce(tile, weights)
+
+        return reduce
+
+    def _mean(self, views: Sequence[_View], weights: Weights, base: Tile, start: int) -> Tile:
+        """Return what `weighted_mean` makes of the clients' values, bit for bit."""
+        relative = relative_weights(weights, base.dtype)
+        total = np.empty_like(base)
+        self._read(views[0], base, start, total)
+        total *= relative[0]
+        for view, weight in zip(views[1:], relative[1:], strict=True):
+            view.tensor.add_slice(start, weight, total, base if view.is_delta else None)
+            self.pages.read(view.reader, view.nbytes(base.size))
+        total /= relative.sum(axis=0, dtype=base.dtype)
+        return total
+
+    def _read(self, view: _View, base: Tile, start: int, out: Tile) -> None:
+        view.read(base, start, out)
+        self.pages.read(view.reader, view.nbytes(out.size))

@@ -30,12 +30,18 @@ def weighted_mean(values: Tile, weights: npt.NDArray[np.float64]) -> Tile:
     w are the weights over the largest of them: equal weights are exactly 1, the sum of K values
     then divided by K, and sample counts cannot push a sum out of range.
     """
-    relative: Tile = (weights / weights.max(axis=0)).astype(values.dtype)
+    relative = relative_weights(weights, values.dtype)
     total: Tile = values[0] * relative[0]
     for row, weight in zip(values[1:], relative[1:], strict=True):
         total += row * weight
     total /= relative.sum(axis=0, dtype=values.dtype)
     return total
+
+
+def relative_weights(weights: npt.NDArray[np.float64], dtype: np.dtype[np.floating]) -> Tile:
+    """Return weights, of one coordinate or of many, over the largest of them."""
+    relative: Tile = (weights / weights.max(axis=0)).astype(dtype)
+    return relative
 
 
 def reduce_present(

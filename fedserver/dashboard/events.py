@@ -13,6 +13,8 @@ from typing import Any
 
 from structlog.typing import EventDict, WrappedLogger
 
+from motley.logs import in_words
+
 KEPT = 300
 """Newest events that are kept for pages that open or come back."""
 LONGEST_VALUE = 300
@@ -106,5 +108,4 @@ class EventFeed:
 def _plain(value: Any) -> Any:
     if isinstance(value, bool | int | float) or value is None:
         return value
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text[:LONGEST_VALUE]
+    return str(in_words(value))[:LONGEST_VALUE]

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fedserver.identity.authority import Authority
 from motley.errors import IdentityError
 from motley.identity.certificates import certificate_to_pem, read_certificate
-from motley.identity.keys import key_to_pem, new_key, read_private, write_private
+from motley.identity.keys import key_to_pem, new_key
 from motley.identity.names import OPERATOR
+from motley.identity.private_files import read_private, write_private
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -12,6 +12,7 @@ from fedserver.rounds.coverage import warn_of_uncovered
 from fedserver.rounds.jobs import CountedUpdate, FoldJob
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.plan import Plan
+from motley.task import UNTRAINED
 
 if TYPE_CHECKING:
     from fedserver.rounds.engine import Engine
@@ -195,7 +196,8 @@ def mean_metrics(rows: Any) -> dict[str, float]:
     """Return each metric's plain mean over clients, in order of name.
 
     Personalised methods report the average over clients of local accuracy (QuPeD section 5),
-    so that a client with little data counts as much as any other.
+    so that a client with little data counts as much as any other. Clients whose personal model is
+    untrained are not in it; how many they are is told as `untrained`.
     """
     names = sorted({name for row in rows for name in row.metrics})
     means = {}
@@ -205,5 +207,6 @@ def mean_metrics(rows: Any) -> dict[str, float]:
             for row in sorted(rows, key=lambda r: str(r.client))
             if name in row.metrics
         ]
-        means[name] = sum(values) / len(values)
+        is_count = name in (UNTRAINED, f"personal_{UNTRAINED}")
+        means[name] = sum(values) / (1 if is_count else len(values))
     return means

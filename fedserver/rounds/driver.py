@@ -18,6 +18,7 @@ from fedserver.rounds.jobs import Job
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
 from fedserver.storage.trouble import disk_trouble
+from motley.allocator import give_back
 
 log = get_logger()
 T = TypeVar("T")
@@ -205,6 +206,9 @@ class Driver:
         await self._on_work_thread(payloads.forget_incoming, over)
         if removed or over:
             log.info("housekeeping", payloads=removed, partial_uploads=len(over))
+        if removed and await self._database(engine.seconds_to_next_deadline) is None:
+            # No round is open: what transfers and folds held is not needed soon.
+            await self._on_work_thread(give_back)
 
     async def _on_work_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await self._loop.run_in_executor(self._work, function, *args)

@@ -41,7 +41,7 @@ def check_update(path: Path, ticket: Ticket) -> Findings:
             widths: dict[str, int] = {}
             pages = Pages()
             for row in ticket.table.rows:
-                if row.name not in reader.names:
+                if row.name not in reader:
                     continue
                 tensor = reader[row.name]
                 _check_tensor(row, tensor, ticket)

@@ -144,7 +144,9 @@ class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
                     frame = await asyncio.to_thread(next, frames, None)
                     if frame is None:
                         return
-                    yield common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
+                    yield common_pb2.Frame(
+                        offset=frame.offset, data=bytes(frame.data), crc32=frame.crc32
+                    )
         except RefusedError as refusal:
             await abort(context, refusal)
 

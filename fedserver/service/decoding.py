@@ -1,4 +1,4 @@
-"""Requests that are no protobuf messages: refused by name, as all bad input is.
+"""How requests are read and replies written: frames without copies, and bad bytes refused by name.
 
 gRPC's own answer to bytes that it cannot decode is UNKNOWN, without a word in the log.
 """
@@ -14,6 +14,12 @@ from google.protobuf.message import DecodeError
 
 from fedserver.errors import ProtocolError
 from fedserver.service.status import RefusedError, abort, refusals
+from motley.wire.framing import read_upload
+
+_READERS = {"/motley.v1.Federation/Upload": read_upload}
+_WRITERS = {"/motley.v1.Federation/Download": bytes}
+"""Of methods whose frames do not go through protobuf: an upload's are `Frame`s, a download's are
+packed already."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class _Undecodable:
     error: ProtocolError
 
 
-class RefuseUndecodable(grpc.aio.ServerInterceptor):
+class Decoding(grpc.aio.ServerInterceptor):
     """Ends an RPC with INVALID_ARGUMENT when a message of it cannot be decoded.
 
     For handlers that are coroutines; those with many replies write them to the context.
@@ -38,8 +44,13 @@ class RefuseUndecodable(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler
-        method = handler_call_details.method.rpartition("/")[2]
-        guarded = {"request_deserializer": _reader(handler.request_deserializer, method)}
+        path = handler_call_details.method
+        method = path.rpartition("/")[2]
+        read = _READERS.get(path, handler.request_deserializer)
+        guarded = {
+            "request_deserializer": _reader(read, method),
+            "response_serializer": _WRITERS.get(path, handler.response_serializer),
+        }
         if handler.unary_unary:
             guarded["unary_unary"] = _one_request(handler.unary_unary, method)
         elif handler.unary_stream:

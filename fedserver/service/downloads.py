@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from fedserver.errors import IdleError, OffsetError
 from fedserver.rounds.tasks import TaskDesk
+from fedserver.service.broadcasts import Broadcasts
 from fedserver.service.exchange import Exchange
 from fedserver.service.gathered import Gathered
 from fedserver.service.limits import Caller
 from fedserver.service.transfers import LARGEST_FRAME, SMALLEST_FRAME
 from motley.waiting import Watch, watching
-from motley.wire import iter_frames
-from motley.wire.stubs import common_pb2, federation_pb2
+from motley.wire import Frame
+from motley.wire.framing import pack_frame
+from motley.wire.stubs import federation_pb2
 
 if TYPE_CHECKING:
     from fedserver.service.status import Context
@@ -27,7 +29,7 @@ class Downloads:
 
     def __init__(self, exchange: Exchange) -> None:
         self._to = exchange
-        self._desk = TaskDesk(exchange.engine)
+        self._desk, self._broadcasts = TaskDesk(exchange.engine), Broadcasts()
         self._counted = Gathered[tuple[str, int], None](exchange.database, self._count_all)
 
     async def send(
@@ -48,7 +50,7 @@ class Downloads:
         with writing(context, self._to.guard.limits.idle_seconds) as write:
 
             async def tell(before: int) -> None:
-                await write(common_pb2.Frame(offset=request.offset))
+                await write(pack_frame(Frame(request.offset, b"", 0)))
 
             with self._to.guard.transfer(caller):
                 async with self._to.turns.turn(name, tell):
@@ -64,24 +66,19 @@ class Downloads:
             )
         wanted = request.frame_bytes or LARGEST_FRAME
         size = min(max(wanted, SMALLEST_FRAME), LARGEST_FRAME)
-        frames, sent = iter_frames(path, request.offset, size), 0
+        sent = 0
         try:
-            while True:
-                await self._to.memory.take(size)
-                try:
-                    frame = await self._to.files(next, frames, None)
-                    if frame is None:
-                        return
-                    # Before it is written: a client that has its last byte may end the call there.
-                    sent += len(frame.data)
-                    await self._to.quota.spend(request.name, len(frame.data))
-                    await write(
-                        common_pb2.Frame(offset=frame.offset, data=frame.data, crc32=frame.crc32)
-                    )
-                finally:
-                    self._to.memory.give(size)
-                now = self._to.engine.clock.monotonic()
-                self._to.engine.presence.touch(request.name, request.session, now)
+            with self._broadcasts.reading(path) as packed:
+                for offset in range(request.offset, whole, size):
+                    count = min(size, whole - offset)
+                    async with self._to.memory.holding(size):
+                        frame = await self._to.files(packed, offset, count)
+                        # Before it is written: a client that has its last byte may end the call.
+                        sent += count
+                        await self._to.quota.spend(request.name, count)
+                        await write(frame)
+                    now = self._to.engine.clock.monotonic()
+                    self._to.engine.presence.touch(request.name, request.session, now)
         finally:
             # Shielded: the count is part of the record, also of a call that broke off.
             await asyncio.shield(self._count(request, sent))
@@ -104,7 +101,7 @@ class Writer:
     def __init__(self, context: Context, watch: Watch, seconds: float) -> None:
         self._context, self._watch, self._seconds = context, watch, seconds
 
-    async def __call__(self, message: object) -> None:
+    async def __call__(self, message: bytes | federation_pb2.UploadReply) -> None:
         """Write one; raise IdleError when the client does not read for too long."""
         try:
             await self._watch.step(self._context.write(message))

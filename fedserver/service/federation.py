@@ -35,6 +35,7 @@ from fedserver.storage.payloads import PayloadStore
 from motley import __version__
 from motley.messages import task_to_proto
 from motley.task import TaskSpec
+from motley.wire import Frame
 from motley.wire.stubs import federation_pb2, federation_pb2_grpc
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
             first = await asyncio.wait_for(anext(requests, None), seconds)
         except asyncio.TimeoutError:
             raise IdleError(f"an upload sent no opening message for {seconds:g} s") from None
-        if first is None or first.WhichOneof("kind") != "open":
+        if first is None or isinstance(first, Frame) or first.WhichOneof("kind") != "open":
             raise ProtocolError("an upload begins with its opening message")
         return first.open
 

@@ -20,7 +20,7 @@ log = get_logger()
 READ_AHEAD = 2
 """Frames of one upload that wait for the disk: as many as a client has under way."""
 
-Requests = AsyncIterator[federation_pb2.UploadMessage]
+Requests = AsyncIterator[federation_pb2.UploadMessage | Frame]
 
 
 class Intake:
@@ -110,14 +110,13 @@ class Intake:
             ) from None
         if message is None:
             return None
-        if message.WhichOneof("kind") != "frame":
+        if not isinstance(message, Frame):
             raise ProtocolError("an upload is opened once, then consists of frames")
-        frame = message.frame
-        if len(frame.data) > LARGEST_FRAME:
+        if len(message.data) > LARGEST_FRAME:
             raise ProtocolError(
-                f"a frame of {len(frame.data)} bytes; expected up to {LARGEST_FRAME}"
+                f"a frame of {len(message.data)} bytes; expected up to {LARGEST_FRAME}"
             )
-        return Frame(frame.offset, frame.data, frame.crc32)
+        return message
 
     def _queued(self) -> list[Frame]:
         """Take out the frames that nobody has written yet."""

@@ -15,7 +15,7 @@ from fedserver.storage.database import DatabaseThread
 
 log = get_logger()
 
-SAVE_BYTES = 8 * 1024 * 1024
+SAVE_BYTES = 64 * 1024 * 1024
 """What a crash may forget of a client's traffic; an eighth of its day where that is less."""
 
 

@@ -115,6 +115,15 @@ class FrameMemory:
                 self._grant()
             raise
 
+    @contextlib.asynccontextmanager
+    async def holding(self, count: int) -> AsyncIterator[None]:
+        """Hold `count` bytes, waiting for them first."""
+        await self.take(count)
+        try:
+            yield
+        finally:
+            self.give(count)
+
     def give(self, count: int) -> None:
         """Give bytes back."""
         self._used -= count

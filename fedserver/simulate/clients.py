@@ -87,8 +87,8 @@ class Clients:
         self._states: dict[str, PersonalStore] = {}
         self._privacy: dict[str, SimulatedPrivacy] = {}
 
-    def do(self, work: Sequence[Work]) -> list[Outcome | Exception]:
-        """Do tasks, those that can at once; return what came of each, in order."""
+    def do(self, work: Sequence[Work], batch: int) -> list[Outcome | Exception]:
+        """Do tasks, up to `batch` that can at once; return what came of each, in order."""
         import torch
 
         from motley.execution.together import run_together
@@ -103,7 +103,7 @@ class Clients:
                 ready.append(self._assignment(one))
             except Exception as error:
                 failed[number] = error
-        results = iter(run_together(ready))
+        results = iter(run_together(ready, batch))
         return [failed.get(n) or next(results) for n in range(len(work))]
 
     def _alone(self, work: Work) -> Outcome | Exception:

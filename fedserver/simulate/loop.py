@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 log = get_logger()
 
+BATCHES = 4
+"""Batches whose tasks are taken and put on record in one go, where clients train together: what one
+trained is written while the next one trains, and the record is asked less often."""
+
 
 class Loop:
     """Moves one run on until it ends; works from the record alone, like the server's driver."""
@@ -57,12 +61,13 @@ class Loop:
             models: does the server's work with models.
             run_id: the run; the only one that is not over.
             finished: folder of the clients' finished models; None: they are not kept.
-            batch: tasks that are in hand at the same time.
+            batch: tasks that are done at the same time.
             watcher: hears what happens.
         """
         self._engine, self._payloads, self._desk = engine, payloads, TaskDesk(engine)
         self._clients, self._models, self._run_id = clients, models, run_id
         self._finished, self._batch, self._watcher = finished, batch, watcher
+        self._room = batch if batch == 1 else BATCHES * batch
         self._waiting: deque[str] = deque()
         self._seen = 0
         self.trained = 0
@@ -167,7 +172,7 @@ class Loop:
         if not self._waiting:
             return []
         found: list[TaskSpec] = []
-        room = min(self._batch, self._missing())
+        room = min(self._room, self._missing())
         while self._waiting and len(found) < room:
             many = min(room - len(found), len(self._waiting))
             names = [self._waiting.popleft() for _ in range(many)]
@@ -183,7 +188,7 @@ class Loop:
                 )
             ).first()
             if row is None:
-                return self._batch
+                return self._room
             arrived = tx.scalar(
                 select(func.count()).where(
                     tasks.c.round_id == row.id, tasks.c.status.in_(("accepted", "done"))
@@ -208,7 +213,7 @@ class Loop:
         with self._payloads.scratch("answers") as place:
             work = [self._work(task, place.parent) for task in specs]
             updates: list[tuple[Work, Outcome]] = []
-            for one, outcome in zip(work, self._clients.do(work), strict=True):
+            for one, outcome in zip(work, self._clients.do(work, self._batch), strict=True):
                 if isinstance(outcome, Exception):
                     self._fail(one.task, outcome)
                 elif one.task.kind is TaskKind.TRAIN:

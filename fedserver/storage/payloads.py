@@ -146,20 +146,19 @@ class PayloadStore:
         holds a claim on the digest.
         """
         target = self._place(sha256)
-        if target.exists():
-            return target
         try:
-            os.link(whole, target)
+            if not target.exists():
+                os.link(whole, target)
         except FileExistsError:
-            return target
+            pass
         except OSError:  # a file system without hard links
             with self.scratch("copy") as copy:
                 shutil.copyfile(whole, copy)
                 with copy.open("rb") as stream:
                     sync_handle(stream.fileno())
                 put_in_place(copy, target)
-        else:
-            sync_folder(target.parent)
+        # Also where it was there: whoever put it there may not have come to this yet.
+        sync_folder(target.parent)
         return target
 
     def _place(self, sha256: str) -> Path:

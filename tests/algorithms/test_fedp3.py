@@ -13,13 +13,14 @@ from torch.nn import functional
 
 from motley.algorithms import fedp3_strategies as strategies
 from motley.algorithms.base import ClientContext
-from motley.algorithms.fedp3 import FedP3Settings
+from motley.algorithms.fedp3_settings import FedP3Settings
 from motley.models.units import load_tensors, read_tensors
 from motley.prune.local import StepMasks
 from motley.prune.masks import by_magnitude
 from motley.task import TaskKind
 from motley.training.batches import Batches
-from motley.training.subnetwork import Subnetwork, fedprox, sgd
+from motley.training.steps import Feed, take_steps
+from motley.training.subnetwork import LocalTrainer, Step, Subnetwork, fedprox, sgd
 from motley.wire import PayloadReader
 from motley.workload import DataSpec
 
@@ -131,6 +132,13 @@ def context(bench: Lab, member_index: int = 0) -> ClientContext:
     )
 
 
+def train(
+    trainer: LocalTrainer, network: Subnetwork, work: ClientContext, settings: FedP3Settings
+) -> None:
+    feed = Feed(work, settings.batches(work))
+    take_steps(work, settings.local_steps, trainer(network, work.workload, feed, settings))
+
+
 def test_a_weight_that_a_step_leaves_out_keeps_its_value(tmp_path: Path) -> None:
     """One step at a time, with momentum and decay, which would move a weight without a gradient."""
     bench = Lab(tmp_path, MOVING + ["local_steps = 1", 'local_pruning = "uniform"'][1])
@@ -143,7 +151,7 @@ def test_a_weight_that_a_step_leaves_out_keeps_its_value(tmp_path: Path) -> None
     settings = FedP3Settings(local_steps=1, batch_size=8, momentum=0.9, weight_decay=0.1)
     left_out = local(0)
     before = read_tensors(module)
-    sgd(network, context(bench), settings)
+    train(sgd, network, context(bench), settings)
     after = read_tensors(module)
     for name in shapes:
         npt.assert_array_equal(after[name][~left_out[name]], before[name][~left_out[name]])
@@ -174,7 +182,7 @@ def test_a_step_is_the_gradient_of_the_masked_model(tmp_path: Path) -> None:
         for parameter in naive.parameters():
             update = parameter.grad * mask if parameter.grad.shape == mask.shape else parameter.grad
             parameter -= 0.1 * update
-    sgd(Subnetwork(module, {}, local), work, settings)
+    train(sgd, Subnetwork(module, {}, local), work, settings)
     for name, value in naive.state_dict().items():
         npt.assert_allclose(module.state_dict()[name], value, atol=1e-7)
 
@@ -189,7 +197,7 @@ def test_a_gradient_is_bounded_by_the_norm_of_what_may_move(tmp_path: Path) -> N
         module.fc1.weight.mul_(moving["fc1.weight"])
     before = read_tensors(module)
     settings = FedP3Settings(local_steps=1, batch_size=8, learning_rate=1.0, gradient_clip=0.01)
-    sgd(Subnetwork(module, moving), work, settings)
+    train(sgd, Subnetwork(module, moving), work, settings)
     step = [np.subtract(before[name], values) for name, values in read_tensors(module).items()]
     assert np.sqrt(sum((s.astype(np.float64) ** 2).sum() for s in step)) == pytest.approx(
         0.01, rel=1e-4
@@ -221,7 +229,7 @@ def test_fedprox_pulls_back_to_what_came_down(tmp_path: Path) -> None:
         with torch.no_grad():
             for parameter in naive.parameters():
                 parameter -= 0.1 * parameter.grad
-    fedprox(Subnetwork(module), work, settings)
+    train(fedprox, Subnetwork(module), work, settings)
     for name, value in naive.state_dict().items():
         npt.assert_allclose(module.state_dict()[name], value, atol=1e-6)
 
@@ -250,10 +258,10 @@ def test_a_personal_head_stays_on_the_device(
 SEEN: Tensors = {}
 
 
-def look(network: Subnetwork, context: ClientContext, settings: FedP3Settings) -> dict:
+def look(network: Subnetwork, *_: object) -> Step:
     """A trainer that only notes what it starts from."""
     SEEN.update(read_tensors(network.module))
-    return {"loss": 0.0}
+    return lambda iteration: torch.zeros(())
 
 
 def test_both_models_can_be_scored(tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from fedp3_cases import Lab, Tensors
 from fedserver.rounds.updates import check_update
 from motley.algorithms import fedp3_strategies as strategies
 from motley.algorithms.base import Broadcast, ClientContext
-from motley.algorithms.fedp3 import FedP3Settings
 from motley.errors import PlanError, RunFileError, UpdateError
 from motley.prune.masks import PRUNING_RULES, UploadMasks
-from motley.training.subnetwork import Subnetwork
+from motley.training.subnetwork import Step, Subnetwork
 from motley.wire import Mask, PayloadReader, smallest_mask
 
 WHOLE = 'layers = "all"\nkeep = 1.0\naggregation = "mean"\n'
@@ -92,11 +91,11 @@ def keep_first_half(values: np.ndarray, keep: float, seed: int) -> Mask:
     return smallest_mask(bits)
 
 
-def stand_still(network: Subnetwork, context: ClientContext, settings: FedP3Settings) -> dict:
-    """A trainer that adds 1 to every value that may move."""
+def stand_still(network: Subnetwork, *_: object) -> Step:
+    """A trainer that adds 1 to every value that may move, and then takes steps of no length."""
     ones = [torch.ones_like(p) for p in network.parameters.values()]
     network.move(ones, -1.0, {})
-    return {"loss": 0.5}
+    return lambda iteration: torch.tensor(0.5)
 
 
 def doubled(values: Tensors, broadcast: Broadcast, context: ClientContext) -> Tensors:

@@ -69,6 +69,17 @@ def test_training_starts_afresh_after_a_loss_and_goes_on_from_there(tmp_path):
     assert (tmp_path / "demo.motley").exists()
 
 
+def test_a_model_that_was_never_trained_has_no_scores(tmp_path):
+    assert done(tmp_path, task(TaskKind.EVALUATE)).metrics == {"untrained": 1.0}
+    finished = done(tmp_path, task(TaskKind.FINISH)).metrics
+    assert finished["untrained"] == 1.0
+    assert "accuracy" in finished
+    done(tmp_path, task(TaskKind.TRAIN))
+    trained = done(tmp_path, task(TaskKind.EVALUATE, task_id="t-3", base_version="t-2")).metrics
+    assert "accuracy" in trained
+    assert "untrained" not in trained
+
+
 @pytest.mark.parametrize(("fresh", "permanent"), [(True, False), (False, True)])
 def test_a_lost_state_ends_the_membership_only_where_the_run_excludes(tmp_path, fresh, permanent):
     replies = io.BytesIO()
@@ -112,8 +123,9 @@ class Unmeasurable(Linear):
 
 
 def test_metrics_that_are_not_finite_are_dropped_and_named(tmp_path):
+    done(tmp_path, task(TaskKind.TRAIN), Unmeasurable())
     with capture_logs() as logs:
-        outcome = done(tmp_path, task(TaskKind.EVALUATE), Unmeasurable())
+        outcome = done(tmp_path, task(TaskKind.EVALUATE, base_version="t-2"), Unmeasurable())
     assert {"loss", "accuracy", "samples"} <= set(outcome.metrics)
     assert not {"perplexity", "precision"} & set(outcome.metrics)
     dropped = [entry for entry in logs if entry["event"] == "metric_dropped"]

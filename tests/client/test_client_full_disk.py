@@ -12,6 +12,7 @@ from small_disk import fill, small_disk
 from test_client_daemon import ended, plan
 from test_client_transfer import fetch, ref
 
+from fedclient.disk import Disk
 from fedclient.outbox import Outbox
 from fedclient.personal import PersonalFiles
 
@@ -124,3 +125,13 @@ def test_a_full_device_reports_it_and_does_the_next_task(
             assert desk.runner.pid is not None
 
     run(body)
+
+
+def test_a_note_that_does_not_fit_leaves_nothing_behind(disk):
+    target = disk / "link.json"
+    Disk().note(target, b"before")
+    fill(disk, but=0)
+    with pytest.raises(OSError, match="No space left"):
+        Disk().note(target, b"x" * 100_000)
+    assert target.read_bytes() == b"before"
+    assert [path for path in disk.iterdir() if path.name.startswith("link.json")] == [target]

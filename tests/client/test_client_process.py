@@ -253,7 +253,19 @@ def test_privacy_lists_who_was_started_and_not_who_only_joined(tmp_path, monkeyp
     assert "no client was started with state directory" in done.stderr
 
 
-def test_the_daemon_never_imports_torch():
+def test_daemon_and_worker_do_without_rich():
+    code = (
+        "import sys, fedclient.cli, fedclient.daemon, fedclient.worker\n"
+        "import motley.execution.executor\n"
+        "assert 'rich' not in sys.modules\n"
+        "import rich, structlog.dev\n"  # and commands can have it
+        "assert structlog.dev.rich is None\n"
+    )
+    done = run_cli([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+
+
+def test_daemon_and_worker_import_what_they_use():
     modules = [
         "cli",
         "daemon",
@@ -282,8 +294,8 @@ def test_the_daemon_never_imports_torch():
         f"for name in {modules!r}: importlib.import_module('fedclient.' + name)\n"
         "from fedclient.connection import algorithm_versions\n"
         "algorithm_versions()\n"
-        "bad = [m for m in sys.modules if m == 'torch' or m.startswith(('motley.execution',"
-        " 'motley.training', 'motley.workloads'))]\n"
+        "bad = [m for m in sys.modules if m in ('torch', 'cryptography')"
+        " or m.startswith(('motley.execution', 'motley.training', 'motley.workloads'))]\n"
         "assert not bad, bad\n"
     )
     done = run_cli([sys.executable, "-c", code])

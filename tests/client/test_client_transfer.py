@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 
 import grpc
@@ -71,6 +72,24 @@ def test_a_partial_file_with_wrong_bytes_is_fetched_again(options, desk):
             partial.write_bytes(bytes(500))
             assert (await fetch(made, payload)).read_bytes() == payload
         assert server.down_offsets == [500, 0]
+
+    run(body)
+
+
+def test_a_held_payload_that_the_disk_cannot_read_is_fetched_again(options, desk, monkeypatch):
+    def unreadable(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(5 * FRAME)
+        server.payloads[ref(payload).sha256] = payload
+        async with desk(options(server)) as made:
+            held = await fetch(made, payload)
+            monkeypatch.setattr("fedclient.transfer.download.file_sha256", unreadable)
+            held.write_bytes(random_bytes(5 * FRAME)[::-1])
+            again = await fetch(made, payload)
+            assert again.read_bytes() == payload
+        await server.stop()
 
     run(body)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.processes
 RUN = (EXAMPLES / "fedmpq-digits.toml").read_text().replace("every = 4", "every = 1")
 PEOPLE, ROUNDS = 200, 500
 MOST_SECONDS, MOST_BYTES = 2.0, 100e6
-TRIES = 3
+LOADS = 4
 
 
 def texts(page: Any, selector: str) -> list[str]:
@@ -76,10 +77,19 @@ def test_a_run_is_watched_from_submit_to_finish(tmp_path: Path) -> None:
         assert {url.split("/")[2] for url in asked if not url.startswith("data:")} == {address}
         assert complaints(page) == []
         if "MOTLEY_SCREENSHOT" in os.environ:
-            page.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
-            page.set_window_size(1500, 1850)
-            time.sleep(1)  # for the picture alone: charts grow to the new width
-            page.save_screenshot(os.environ["MOTLEY_SCREENSHOT"])
+            _picture(page, os.environ["MOTLEY_SCREENSHOT"])
+
+
+def _picture(page: Any, file: str) -> None:
+    """Save the whole page, whatever its height."""
+    page.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
+    height = 1000
+    for _ in range(3):  # the height follows from the width, which loses its scroll bar
+        view = {"width": 1500, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+        time.sleep(1)  # for the picture alone: charts grow to the new width
+        height = page.execute_script("return document.documentElement.scrollHeight")
+    page.save_screenshot(file)
 
 
 def _compare(page: Any, record: dict[str, Any]) -> None:
@@ -162,7 +172,7 @@ def test_a_long_run_of_many_clients_loads_at_once(tmp_path: Path) -> None:
         bench.serve("--dashboard", "127.0.0.1:0")
         url = f"http://{bench.ports['dashboard']}/"
         taken = []
-        for _ in range(TRIES):
+        for _ in range(LOADS):
             page.get("about:blank")
             before = busy()
             seconds = _load(page, url)
@@ -173,6 +183,7 @@ def test_a_long_run_of_many_clients_loads_at_once(tmp_path: Path) -> None:
         assert len(rows(page, "clients")) == len(rows(page, "widths")) == PEOPLE
         assert rows(page, "clients")[-1][0] == name_of(PEOPLE - 1)
         assert rows(page, "runs")[0][2] == f"{ROUNDS} of {ROUNDS}"
-        assert min(seconds / factor for seconds, factor in taken) < MOST_SECONDS
+        # The first load apart: it also waits until the server has read the run from the disk.
+        assert statistics.median(seconds for seconds, _ in taken[1:]) < MOST_SECONDS
         assert heap < MOST_BYTES
         assert resident < MOST_BYTES

@@ -114,6 +114,8 @@ def test_events_are_the_log_and_go_on_where_they_were(watched: tuple[Federation,
     closed = [e["fields"] for _, e in seen if e["event"] == "round_closed"]
     logged = bench.events("server", "round_closed")
     assert [c["round"] for c in closed] == [entry["round"] for entry in logged] == [1, 2]
+    measured = [e["fields"]["metrics"] for _, e in seen if e["event"] == "evaluated"]
+    assert all(re.match(r"accuracy [01]\.\d+, loss ", words) for words in measured), measured
     resumed = events(bench.ports["dashboard"], Last_Event_ID=str(seen[-1][0] - 1))
     assert next(resumed) == seen[-1]
 

@@ -1,4 +1,4 @@
-"""Shell completion: both programs print it, and it completes their commands."""
+"""Shell completion and versions: both programs print them, and the shell completes commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from motley import __version__
 
 
 def run(module: str, **extra: str) -> str:
@@ -55,3 +57,11 @@ def test_commands_are_completed(module: str, typed: str, offered: set[str]) -> N
         "COMP_CWORD": "1",
     }
     assert set(run(module, **asked).split()) == offered
+
+
+@pytest.mark.parametrize("module", ["fedclient", "fedserver"])
+def test_the_version_is_printed_with_the_programs_name(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"{module}.cli", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"{module} {__version__}\n")

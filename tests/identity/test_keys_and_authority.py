@@ -19,16 +19,9 @@ from fedserver.identity.setup import make_authority
 from fedserver.service.join import peer_host
 from motley.errors import IdentityError
 from motley.identity.certificates import load_certificate, read_certificate
-from motley.identity.keys import (
-    key_from_pem,
-    key_to_pem,
-    new_key,
-    read_private,
-    requested_key,
-    signing_request,
-    write_private,
-)
+from motley.identity.keys import key_from_pem, key_to_pem, new_key, requested_key, signing_request
 from motley.identity.names import SERVER_NAME
+from motley.identity.private_files import read_private, write_private
 
 
 def test_a_key_file_is_written_for_its_owner_alone_and_refused_otherwise(tmp_path: Path) -> None:

@@ -79,10 +79,14 @@ def free_pair() -> int:
 
 
 class Machines:
-    """Machines that are homes in one folder; what runs on them is ended by `close`."""
+    """Machines that are homes in one folder; what runs on them is ended by `close`.
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self.root, self.names = root, names
+    With `apart` each is a network namespace, the first the one that this process is in, and has
+    the programs that were installed in that folder (deploy/check/three-machines.sh).
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], apart: str = "") -> None:
+        self.root, self.names, self.apart = root, names, apart
         self.lasting: dict[str, subprocess.Popen[bytes]] = {}
         for name in names:
             self.folder(name).mkdir(parents=True)
@@ -95,14 +99,23 @@ class Machines:
         """Return a machine's environment: its own home, and no other place of the host's."""
         left = ("XDG_", "MOTLEY_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(left)}
-        programs = f"{Path(sys.executable).parent}:{kept['PATH']}"
+        programs = f"{self._programs(name)}:{kept['PATH']}"
         home = str(self.root / name)
         return {**kept, "HOME": home, "PATH": programs, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
+
+    def _programs(self, name: str) -> Path:
+        found = Path(self.apart, name, "motley", ".venv", "bin")
+        return found if self.apart else Path(sys.executable).parent
+
+    def _shell(self, name: str, line: str) -> list[str]:
+        elsewhere = self.apart and name != self.names[0]
+        there = ["ip", "netns", "exec", f"motley-{name}"] if elsewhere else []
+        return [*there, "bash", "-c", line]
 
     def run(self, name: str, line: str, seconds: float) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
-            ["bash", "-c", line],
+            self._shell(name, line),
             capture_output=True,
             text=True,
             env=self.environment(name),
@@ -114,7 +127,7 @@ class Machines:
         """Start a command that lasts; its output goes to the machine's log."""
         with self.log(name).open("wb") as log:
             self.lasting[name] = subprocess.Popen(
-                ["bash", "-c", f"exec {line}"],
+                self._shell(name, f"exec {line}"),
                 stdout=log,
                 stderr=log,
                 env=self.environment(name),

@@ -345,3 +345,17 @@ def test_a_child_that_meets_a_full_disk_says_so(tmp_path: Path) -> None:
         assert run_job({**job, "out": str(disk / "initial")})["size"] == (
             (disk / "initial").stat().st_size
         )
+
+
+def test_bytes_that_another_upload_put_there_are_synced_before_they_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, digest = PayloadStore(tmp_path), "ab" * 32
+    whole = tmp_path / "whole"
+    whole.write_bytes(b"bytes")
+    store.path(digest).parent.mkdir()
+    os.link(whole, store.path(digest))  # by one that has not synced the folder yet
+    synced: list[Path] = []
+    monkeypatch.setattr("fedserver.storage.payloads.sync_folder", synced.append)
+    store.keep(whole, digest)
+    assert store.path(digest).parent in synced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from test_simulation import run
 
+from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk
 from fedserver.simulate.simulation import simulate
 from motley.algorithms import registry
-from motley.algorithms.base import Broadcast, ClientContext, Tensors, Trained
+from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Tensors, Trained
 from motley.algorithms.fedavg import FedAvg
+from motley.algorithms.fedmpq import FedMPQ
 from motley.errors import TrainingError
 from motley.workload import DataSpec, LocalData
 from motley.workloads.digits import Digits
@@ -26,12 +29,16 @@ class Alone(Digits):
 
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Return which clients trained together, filled while a simulation runs."""
+    """Return which clients trained together, filled while a simulation of FedAvg runs."""
+    return groups_of(FedAvg, monkeypatch)
+
+
+def groups_of(method: type[Algorithm], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     seen: list[list[str]] = []
-    plain = FedAvg.train_together
+    plain = method.train_together
 
     def noted(
-        self: FedAvg,
+        self: Algorithm,
         contexts: Sequence[ClientContext],
         broadcasts: Sequence[Broadcast],
         personals: Sequence[Tensors | None],
@@ -39,7 +46,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         seen.append([context.task.client for context in contexts])
         return plain(self, contexts, broadcasts, personals)
 
-    monkeypatch.setattr(FedAvg, "train_together", noted)
+    monkeypatch.setattr(method, "train_together", noted)
     return seen
 
 
@@ -66,6 +73,36 @@ def test_clients_with_equal_plans_train_together(groups: list[list[str]]) -> Non
 def test_a_batch_bounds_how_many_train_together(groups: list[list[str]]) -> None:
     simulate(run(clients=5, rounds=1), batch=2)
     assert groups == [["client-0", "client-1"], ["client-2", "client-3"]]
+
+
+def test_several_batches_are_put_on_record_in_one_go(
+    groups: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what another thread writes meanwhile is not synced either."""
+    accepted, synced, plain = [], [], TaskDesk.accept_all
+
+    def noted(self: TaskDesk, updates: Sequence[Arrived]) -> list[Receipt]:
+        accepted.append([update.task_id.rpartition("-")[2] for update in updates])
+        return plain(self, updates)
+
+    monkeypatch.setattr(TaskDesk, "accept_all", noted)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    result = simulate(run(clients=10, rounds=1), batch=2)
+    assert result.status == "finished"
+    assert [len(group) for group in groups] == [2] * 5
+    assert accepted == [[str(n) for n in range(8)], ["8", "9"]]
+    assert synced == []
+
+
+def test_clients_of_other_budgets_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each ends with the packed model of its own widths."""
+    groups = groups_of(FedMPQ, monkeypatch)
+    tiers = "".join(BITS.format(bits=b).replace("phone", f"b{b}") for b in (2, 4))
+    text = run(algorithm="fedmpq", clients=4, rounds=1, sections=tiers)
+    result = simulate(text.replace("[simulate]", "[simulate]\ntiers = { b2 = 1, b4 = 3 }"), batch=4)
+    assert groups == [[f"client-{number}" for number in range(4)]]
+    ends = {c["name"]: c["metrics"]["finish"]["packed_bytes"] for c in result.record["clients"]}
+    assert ends["client-0"] < ends["client-1"] == ends["client-2"] == ends["client-3"]
 
 
 def test_a_workload_that_is_not_batchable_gives_the_models_of_one_by_one(
@@ -124,7 +161,7 @@ def test_a_batched_run_measures_what_one_by_one_does(algorithm: str) -> None:
 SEEDS = range(5)
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "quped"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "quped", "fedmpq", "fedp3"])
 def test_whole_runs_agree_within_two_standard_errors(algorithm: str) -> None:
     means = []
     for batch in (1, 4):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fedserver.display import client_table, metrics_text
 from fedserver.errors import PopulationError, SimulationError
 from fedserver.simulate.population import Population, population_of
 from fedserver.simulate.simulation import simulate
@@ -300,3 +301,33 @@ def test_the_example_of_a_refusal_works() -> None:
     example = str(refusal.value).rpartition("--tiers ")[2]
     counts = {name: int(count) for name, _, count in (x.partition("=") for x in example.split(","))}
     assert len(population_of(runfile, clients=5, tiers=counts).clients) == 5
+
+
+# --- who was never trained ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["fedp3", "quped"])
+def test_scores_of_clients_that_never_trained_are_in_no_mean(algorithm: str) -> None:
+    both = run(algorithm=algorithm, rounds=1, rules="count = 1").replace(
+        "every = 1", 'every = 1\nsubject = "both"'
+    )
+    record = simulate(both).record
+    train, evaluate = record["history"]
+    (trained,) = (name for name, c in train["clients"].items() if c["status"] == "counted")
+    told = {name: c["metrics"] for name, c in evaluate["clients"].items()}
+    assert len(told) == 3
+    for name, metrics in told.items():
+        assert "global_accuracy" in metrics
+        assert ("personal_accuracy" in metrics) == (name == trained)
+        assert ("personal_untrained" in metrics) == (name != trained)
+    means = evaluate["metrics"]
+    assert means["personal_untrained"] == 2
+    assert means["personal_accuracy"] == told[trained]["personal_accuracy"]
+    everyone = [told[name]["global_accuracy"] for name in sorted(told)]
+    assert means["global_accuracy"] == sum(everyone) / 3
+    assert metrics_text(means).endswith("2 untrained")
+    table = client_table({**record, "current": None})
+    shown = dict(zip(table.columns[0].cells, table.columns[5].cells, strict=True))
+    assert [shown[name] == "untrained" for name in sorted(told)] == [
+        name != trained for name in sorted(told)
+    ]

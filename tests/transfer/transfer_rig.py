@@ -16,12 +16,14 @@ from fedclient.channel import open_channel
 from fedclient.outbox import Outbox, Update, UpdateMeta
 from fedclient.transfer.peer import Patience, Peer
 from fedclient.transfer.speed import LinkRecord
+from fedclient.transfer.stub import ClientStub
 from fedserver.listeners import CHANNEL_OPTIONS
 from fedserver.rounds.clock import Clock
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
 from fedserver.rounds.tasks import Arrived, Receipt, Ticket
 from fedserver.service.callers import Callers
+from fedserver.service.decoding import Decoding
 from fedserver.service.federation import FederationService
 from fedserver.service.limits import Limits
 from fedserver.storage.database import DatabaseThread, open_database
@@ -106,7 +108,7 @@ class TransferRig:
         target = self.store.path(self.digest.hex())
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(self.payload.read_bytes())
-        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server = grpc.aio.server(options=CHANNEL_OPTIONS, interceptors=[Decoding()])
         federation_pb2_grpc.add_FederationServicer_to_server(self.service, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -145,7 +147,7 @@ class TransferRig:
         """A client's side of transfers: who it is, and its link."""
         async with open_channel(address) as channel:
             peer = Peer(
-                stub=federation_pb2_grpc.FederationStub(channel),
+                stub=ClientStub(channel),
                 name=name,
                 session=f"session-{name}",
                 rng=NoWait(),

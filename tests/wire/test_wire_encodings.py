@@ -9,10 +9,12 @@ from motley.wire import (
     Codebook,
     Dense,
     EncodedTensor,
+    PrefixMask,
     UniformOffset,
     UniformPlanes,
     encode_codebook,
     encode_dense,
+    encode_masked,
     encode_offset,
     encode_planes,
 )
@@ -243,3 +245,36 @@ def test_decoding_into_the_wrong_buffer_is_refused():
             tensor.decode_slice(start, stop, out)
     with pytest.raises(ValueError, match="out"):
         tensor.decode(np.empty((1, TILE + 9), np.float32))
+
+
+@pytest.mark.parametrize("weighs_base", [True, False])
+def test_adding_rounds_as_numpy_does(weighs_base):
+    n = TILE + 13
+    codes = rng().integers(0, 8, n, dtype=np.uint8)
+    base, before = rng().standard_normal((2, n), dtype=np.float32)
+    weight = np.float32(0.3)
+    for tensor in (
+        encode_dense(base),
+        encode_offset(codes, -0.3, 0.07, 3),
+        encode_planes(codes.astype(np.int16), 0.07, 3),
+        encode_codebook(codes, floats((8,))),
+        encode_masked(encode_dense(base[:13]), PrefixMask(n, 13, n, 13), (n,)),
+    ):
+        total = before.copy()
+        for start in range(0, n, TILE):
+            part = slice(start, start + TILE)
+            tensor.add_slice(start, weight, total[part], base[part] if weighs_base else None)
+        values = tensor.decode() + base if weighs_base else tensor.decode()
+        assert_same(total, before + values * weight)
+
+
+def test_adding_checks_what_it_gets():
+    tensor = encode_offset(np.zeros(TILE + 8, np.uint8), 0.0, 1.0, 3)
+    total, one = np.zeros(8, np.float32), np.float32(1)
+    for start, part in ((8, total), (2 * TILE, total), (TILE, total[::2]), (-TILE, total)):
+        with pytest.raises(ValueError, match=r"slice|out is"):
+            tensor.add_slice(start, one, part)
+    with pytest.raises(ValueError, match="out is float64"):
+        tensor.add_slice(0, one, total.astype(np.float64))
+    with pytest.raises(ValueError, match="out is"):
+        tensor.add_slice(0, one, total, total[:4])

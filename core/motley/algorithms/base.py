@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -296,13 +296,20 @@ class Algorithm(ABC):
         """Return what, besides their plans, has to be equal of clients that train together."""
         return ()
 
+    def joint_plan(self, plan: Plan) -> dict[str, Any]:
+        """Return what of their plans has to be equal of clients that train together.
+
+        How updates travel is each client's own.
+        """
+        return {k: v for k, v in plan.to_json().items() if k not in ("up_bits", "down_bits")}
+
     def train_together(
         self,
         contexts: Sequence[ClientContext],
         broadcasts: Sequence[Broadcast],
         personals: Sequence[Tensors | None],
     ) -> list[Trained | TrainingError] | None:
-        """Run one task's local steps of clients with equal plans at once (simulations do).
+        """Run one task's local steps of clients with equal `joint_plan`s at once (simulations do).
 
         Returns what became of each, or None where these clients cannot train together: then each
         one trains alone. The results are those of `train` but for rounding.

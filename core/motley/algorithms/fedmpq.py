@@ -22,8 +22,8 @@ Baselines are this method with parts switched off: AQFL is `allocation = "fixed"
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -48,16 +48,19 @@ from motley.algorithms.base import (
     sent_width,
 )
 from motley.algorithms.local_settings import LocalSettings
-from motley.errors import PlanError
+from motley.errors import PlanError, TrainingError
 from motley.models.units import UnitTable
 from motley.plan import FULL_PRECISION, Plan
 from motley.seeding import derive
 from motley.wire import EncodedTensor, encode_dense, quantize_planes
 from motley.wire.encodings.planes import SignedCodes, UniformPlanes
-from motley.workload import Scalar
+from motley.workload import Scalar, Workload
 
 if TYPE_CHECKING:
-    from motley.training.integer import IntegerModel, IntegerRules
+    import torch
+
+    from motley.training.integer import IntegerLayer, IntegerModel, IntegerRules
+    from motley.training.steps import Drawn
 
 
 class FedMPQSettings(LocalSettings):
@@ -175,41 +178,108 @@ class FedMPQ(Algorithm):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Take τ steps on integers from the broadcast's, drop planes, return what is left."""
-        import torch
-
         from motley.models.rectifier import set_activation_bits
-        from motley.training.evaluation import to_torch
-        from motley.training.losses import mean_loss
+        from motley.models.units import read_tensors
+        from motley.training.integer import lasso_weights
+        from motley.training.steps import Feed, take_steps
 
-        settings, plan = self.settings, context.plan
+        settings = self.settings
         model = self._open(context, broadcast)
         set_activation_bits(model.module, settings.activation_bits)
-        lasso = lasso_weights(model, settings.lasso)
-        batches = settings.batches(context)
-        inputs, targets = to_torch(context.data.train, context.device)
-        losses = []
-        model.module.train()
-        for done in range(settings.local_steps):
-            iteration = plan.iteration + done
-            index = torch.from_numpy(batches(iteration)).to(context.device)
-            loss = context.workload.loss(model.module(inputs[index]), targets[index]).mean()
-            model.step(loss, settings.rate(iteration), settings.momentum, lasso)
-            losses.append(loss.detach())
-            context.progress((done + 1) / settings.local_steps)
-        loss_mean = mean_loss(losses, context.task)
-        weights = sum(layer.codes.numel() for layer in model.layers.values())
-        moved = sum(layer.moved_count() for layer in model.layers.values())
-        for layer in model.layers.values():
-            layer.prune(settings.prune_below)
-        zeros = sum(int((layer.codes == 0).sum()) for layer in model.layers.values())
+        lasso = lasso_weights(model.layers, settings.lasso)
+        step = self._step(
+            context.workload,
+            model.module.train(),
+            Feed(context, settings.batches(context)),
+            lambda loss, rate: model.step(loss, rate, settings.momentum, lasso),
+        )
+        loss = take_steps(context, settings.local_steps, step)
+        return self._trained(context, broadcast, model.layers, read_tensors(model.module), loss)
+
+    trains_together: ClassVar[bool] = True
+
+    def joint_plan(self, plan: Plan) -> dict[str, Any]:
+        """Leave widths and budgets out: integers are each client's own, also in a group."""
+        joint = super().joint_plan(plan)
+        joint["bits"] = sorted(plan.bits)
+        joint["settings"].pop("budget", None)
+        return joint
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Take the τ steps of all clients in one go, each at the widths of its own plan."""
+        from motley.models.rectifier import set_activation_bits
+        from motley.training.integer import lasso_weights
+        from motley.training.integer_many import ManyIntegers
+        from motley.training.many import open_many
+        from motley.training.steps import ManyFeed, take_steps_together
+
+        settings, first = self.settings, contexts[0]
+        layers = [self._layers(c, b) for c, b in zip(contexts, broadcasts, strict=True)]
+        states = [broadcast.tensors for broadcast in broadcasts]
+        many = open_many(contexts, first.task.global_variant, states)
+        if many is None or many.form != "folded" or any(list(o) != list(layers[0]) for o in layers):
+            return None  # a map over clients cannot tell whose activations it rounds
+        model = ManyIntegers(many, layers)
+        set_activation_bits(many.skeleton, settings.activation_bits, len(contexts))
+        lasso = [lasso_weights(own, settings.lasso) for own in layers]
+        step = self._step(
+            first.workload,
+            many.module,
+            ManyFeed(contexts, [settings.batches(c) for c in contexts], [many]),
+            lambda loss, rate: model.step(loss, rate, settings.momentum, lasso),
+        )
+        losses = take_steps_together(contexts, settings.local_steps, step)
+        each = zip(contexts, broadcasts, layers, many.tensors_of_all(), losses, strict=True)
+        return [
+            loss
+            if isinstance(loss, TrainingError)
+            else self._trained(context, broadcast, own, rest, loss)
+            for context, broadcast, own, rest, loss in each
+        ]
+
+    def _step(
+        self,
+        workload: Workload,
+        module: Callable[[torch.Tensor], torch.Tensor],
+        feed: Callable[[int], Drawn],
+        move: Callable[[torch.Tensor, float], None],
+    ) -> Callable[[int], torch.Tensor]:
+        """Return one local step, of one client or of many, as a function of the iteration.
+
+        `move` takes a step on a loss at a learning rate.
+        """
+
+        def step(iteration: int) -> torch.Tensor:
+            batch = feed(iteration)
+            losses = batch.means(workload.loss(module(batch.inputs), batch.targets))
+            move(losses.sum(), self.settings.rate(iteration))
+            return losses.detach()
+
+        return step
+
+    def _trained(
+        self,
+        context: ClientContext,
+        broadcast: Broadcast,
+        layers: Mapping[str, IntegerLayer],
+        rest: Tensors,
+        loss: float,
+    ) -> Trained:
+        """Drop planes of a client's integers; return what is left, with the `rest` of the model."""
+        weights = sum(layer.codes.numel() for layer in layers.values())
+        moved = sum(layer.moved_count() for layer in layers.values())
+        for layer in layers.values():
+            layer.prune(self.settings.prune_below)
+        zeros = sum(int((layer.codes == 0).sum()) for layer in layers.values())
         return Trained(
-            update=self._update(model, broadcast.encoded, plan),
+            update=_packed(layers, rest, broadcast.encoded, context.plan),
             samples=len(context.data.train),
-            metrics={
-                "loss": loss_mean,
-                "moved": moved / weights,
-                "zeros": zeros / weights,
-            },
+            metrics={"loss": loss, "moved": moved / weights, "zeros": zeros / weights},
         )
 
     def model_for(
@@ -246,15 +316,27 @@ class FedMPQ(Algorithm):
         import torch
 
         from motley.models.units import load_tensors
-        from motley.training.integer import IntegerLayer, IntegerModel, replace_weight
+        from motley.training.integer import IntegerModel, replace_weight
 
-        task, rules = context.task, self.settings.rules()
+        layers = self._layers(context, broadcast)
         with torch.random.fork_rng(devices=[]):
-            module = context.workload.variants()[task.global_variant].build()
-        layers, rest = {}, {}
+            module = context.workload.variants()[context.task.global_variant].build()
+        for name, layer in layers.items():
+            replace_weight(module, name, layer)
+        load_tensors(
+            module, {n: t.decode() for n, t in broadcast.encoded.items() if n not in layers}
+        )
+        return IntegerModel(module.to(context.device), layers)
+
+    def _layers(self, context: ClientContext, broadcast: Broadcast) -> dict[str, IntegerLayer]:
+        """Return the integers of what came in planes, by name."""
+        import torch
+
+        from motley.training.integer import IntegerLayer
+
+        task, rules, layers = context.task, self.settings.rules(), {}
         for name, tensor in broadcast.encoded.items():
             if not isinstance(tensor.encoding, UniformPlanes):
-                rest[name] = tensor.decode()
                 continue
             generator = torch.Generator(device=context.device)
             generator.manual_seed(derive(task.run_seed, "rounding", task.round, task.client, name))
@@ -265,30 +347,26 @@ class FedMPQ(Algorithm):
                 rules,
                 generator,
             )
-            replace_weight(module, name, layers[name])
         if not layers:
             raise PlanError(
                 f"no tensor of variant {task.global_variant!r} came in planes: {self.name} needs a "
                 f"model with convolutions or linear layers to hold as integers"
             )
-        load_tensors(module, rest)
-        return IntegerModel(module.to(context.device), layers)
+        return layers
 
-    def _update(
-        self, model: IntegerModel, names: Iterable[str], plan: Plan
-    ) -> dict[str, EncodedTensor]:
-        """Return the tensors in order of `names`: integers in planes, the rest value by value."""
-        from motley.models.units import read_tensors
 
-        rest = read_tensors(model.module)
-        update = {}
-        for name in names:
-            if name in model.layers:
-                update[name] = model.layers[name].encode()
-                continue
-            half = plan.tail_bits != FULL_PRECISION and rest[name].dtype == "float32"
-            update[name] = encode_dense(rest[name], "float16" if half else None)
-        return update
+def _packed(
+    layers: Mapping[str, IntegerLayer], rest: Tensors, names: Iterable[str], plan: Plan
+) -> dict[str, EncodedTensor]:
+    """Return tensors in order of `names`: integers in planes, the rest value by value."""
+    update = {}
+    for name in names:
+        if name in layers:
+            update[name] = layers[name].encode()
+            continue
+        half = plan.tail_bits != FULL_PRECISION and rest[name].dtype == "float32"
+        update[name] = encode_dense(rest[name], "float16" if half else None)
+    return update
 
 
 def client_budget(settings: FedMPQSettings, member: Member, moment: Moment) -> float:
@@ -317,14 +395,3 @@ def read_report(numbers: Mapping[str, float], sizes: Mapping[str, int]) -> Repor
         bits={unit: int(numbers[sent_width(unit)]) for unit in sizes},
         removed={unit: int(numbers[f"removed.{unit}"]) for unit in sizes},
     )
-
-
-def lasso_weights(model: IntegerModel, lasso: float) -> dict[str, float]:
-    """Return λ P_l b_l / P for each layer (the weights' share, BSQ's reweighing by memory)."""
-    if not lasso:
-        return {}
-    total = sum(layer.codes.numel() for layer in model.layers.values())
-    return {
-        name: lasso * layer.codes.numel() * layer.bits / total
-        for name, layer in model.layers.items()
-    }

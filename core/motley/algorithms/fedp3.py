@@ -21,10 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
 
 from motley.algorithms.base import (
     Algorithm,
@@ -39,6 +38,7 @@ from motley.algorithms.base import (
     Trained,
     UpdateFacts,
 )
+from motley.algorithms.fedp3_settings import FedP3Settings
 from motley.algorithms.fedp3_strategies import (
     AGGREGATIONS,
     DISTANCE,
@@ -46,14 +46,13 @@ from motley.algorithms.fedp3_strategies import (
     UPLOAD_STEPS,
     resolve,
 )
-from motley.algorithms.local_settings import LocalSettings
+from motley.errors import TrainingError
 from motley.models.units import UnitTable
 from motley.plan import Plan
-from motley.privacy.settings import PrivacySettings
 from motley.prune.auto import Demands, Share, affordable_share
 from motley.prune.layers import POLICIES, choosable_units, final_unit, group_of
-from motley.prune.local import LOCAL_RULES, StepMasks
-from motley.prune.masks import PRUNING_RULES, UPLOAD_RULES, UploadMasks, is_prunable
+from motley.prune.local import Bools, StepMasks
+from motley.prune.masks import UploadMasks, is_prunable
 from motley.prune.sampling import covering_sample
 from motley.seeding import derive, numpy_generator
 from motley.sparsity import Sparsity
@@ -63,78 +62,6 @@ from motley.workload import Scalar
 if TYPE_CHECKING:
     from motley.privacy.clipping import Forward
     from motley.training.subnetwork import Subnetwork
-
-_STRATEGIES: dict[str, Mapping[str, Any]] = {
-    "layers": POLICIES,
-    "pruning": PRUNING_RULES,
-    "local_pruning": LOCAL_RULES,
-    "trainer": TRAINERS,
-    "upload_step": UPLOAD_STEPS,
-    "aggregation": AGGREGATIONS,
-    "upload_pruning": UPLOAD_RULES,
-}
-
-
-class FedP3Settings(LocalSettings, PrivacySettings):
-    """Settings of FedP3."""
-
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    """Within a task; every task starts at rest."""
-    gradient_clip: float = Field(default=10.0, ge=0)
-    """Bound on the L2 norm of a step's gradient in all that may move; 0: none."""
-    layers: str = "opu2"
-    """Layer policy: which layers a group's clients send besides the last one."""
-    plan: Literal["index", "tier", "auto"] = "index"
-    """Groups by place in order of name, by the tier's `group`, or layers and shares by device."""
-    group: int | None = Field(default=None, ge=0)
-    """With plan = "tier": the group of a tier's clients, from 0."""
-    keep: float = Field(default=0.9, gt=0, le=1)
-    """p: share of a pruned tensor's values that comes down; with plan = "auto" the most."""
-    pruning: str = "magnitude"
-    """Which values come down."""
-    local_pruning: str = "fixed"
-    """Masks of single steps on layers that the client does not send."""
-    local_keep: float = Field(default=0.9, gt=0, le=1)
-    """q: least share that a step's mask keeps; with plan = "auto" the most."""
-    head: Literal["global", "personal"] = "global"
-    """Whether the last layer comes down, or each client keeps one of its own (it goes up)."""
-    trainer: str = "sgd"
-    """Local trainer."""
-    proximal: float = Field(default=0.01, ge=0)
-    """μ of the trainer "fedprox"."""
-    aggregation: str = "mean"
-    """Weights of a layer's senders in their mean."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the aggregation "attention"."""
-    upload_step: str = "plain"
-    """What happens to the values to send."""
-    upload_keep: float = Field(default=1.0, gt=0, le=1)
-    """Extension: share of each weight tensor that goes up; the rest does not move."""
-    upload_pruning: str = "random"
-    """Which values go up; without looking at them."""
-
-    @field_validator(*_STRATEGIES)
-    @classmethod
-    def _is_known(cls, value: str, info: Any) -> str:
-        table = _STRATEGIES[info.field_name]
-        if value not in table:
-            raise ValueError(f"no strategy is called {value!r}; expected one of {', '.join(table)}")
-        return value
-
-    @model_validator(mode="after")
-    def _keeps_the_promise(self) -> FedP3Settings:
-        if self.privacy == "none":
-            return self
-        if self.head == "personal":
-            raise ValueError(
-                'head = "personal" goes up although the server never sent it: no noise on a '
-                'difference hides its values. A private run needs head = "global"'
-            )
-        if self.upload_step != "plain":
-            raise ValueError('a private run needs upload_step = "plain": nothing follows the noise')
-        if self.privacy == "ldp-sgd" and self.trainer != "sgd":
-            raise ValueError('privacy = "ldp-sgd" is a trainer of its own; leave trainer at "sgd"')
-        return self
 
 
 class FedP3(Algorithm):
@@ -263,22 +190,76 @@ class FedP3(Algorithm):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Train the sub-network that came down; send L_i and the last layer."""
-        from motley.models.units import read_tensors, variant_table
+        from motley.models.units import read_tensors
 
-        settings, plan = self.settings, context.plan
-        table = variant_table(context.workload.variants()[context.task.global_variant])
+        table = self._table(context)
         network = self._open(context, table, broadcast, personal)
-        if settings.privacy != "none":
+        if self.settings.privacy != "none":
             return self._train_privately(network, context, table, broadcast)
-        metrics = resolve(TRAINERS, settings.trainer)(network, context, settings)
-        trained = read_tensors(network.module)
-        sent = {name: t for name, t in trained.items() if table[name].unit in plan.upload}
-        step = resolve(UPLOAD_STEPS, settings.upload_step)
+        loss = self._steps(network, context)
+        return self._trained(context, table, broadcast, read_tensors(network.module), loss)
+
+    trains_together: ClassVar[bool] = True
+
+    def train_together(
+        self,
+        contexts: Sequence[ClientContext],
+        broadcasts: Sequence[Broadcast],
+        personals: Sequence[Tensors | None],
+    ) -> list[Trained | TrainingError] | None:
+        """Train the sub-networks of all clients in one go, each under masks of its own."""
+        from motley.training.many import open_many
+        from motley.training.steps import ManyFeed, take_steps_together
+        from motley.training.subnetwork import ManySubnetwork, stacked
+
+        settings, first = self.settings, contexts[0]
+        if settings.privacy != "none":
+            return None  # clipping and noise are each client's own
+        each = list(zip(contexts, broadcasts, personals, strict=True))
+        many = open_many(contexts, first.task.global_variant, [self._whole(*one) for one in each])
+        if many is None:
+            return None
+        table = self._table(first)
+        moving = [self._moving(c, table, b) for c, b, _ in each]
+        local = [self._local_masks(context, table) for context in contexts]
+        network = ManySubnetwork(many, stacked(moving, first.device), local)
+        feed = ManyFeed(contexts, [settings.batches(c) for c in contexts], [many])
+        step = resolve(TRAINERS, settings.trainer)(network, first.workload, feed, settings)
+        losses = take_steps_together(contexts, settings.local_steps, step)
+        return [
+            loss
+            if isinstance(loss, TrainingError)
+            else self._trained(context, table, broadcast, trained, loss)
+            for (context, broadcast, _), trained, loss in zip(
+                each, many.tensors_of_all(), losses, strict=True
+            )
+        ]
+
+    def _steps(self, network: Subnetwork, context: ClientContext) -> float:
+        """Take a client's local steps; return their mean loss."""
+        from motley.training.steps import Feed, take_steps
+
+        settings = self.settings
+        feed = Feed(context, settings.batches(context))
+        step = resolve(TRAINERS, settings.trainer)(network, context.workload, feed, settings)
+        return take_steps(context, settings.local_steps, step)
+
+    def _trained(
+        self,
+        context: ClientContext,
+        table: UnitTable,
+        broadcast: Broadcast,
+        trained: Tensors,
+        loss: float,
+    ) -> Trained:
+        """Return what a client keeps, all of the model, and what of it goes up."""
+        sent = {n: t for n, t in trained.items() if table[n].unit in context.plan.upload}
+        step = resolve(UPLOAD_STEPS, self.settings.upload_step)
         return Trained(
             update=step(sent, broadcast, context),
             personal=trained,
             samples=len(context.data.train),
-            metrics=metrics,
+            metrics={"loss": loss},
         )
 
     def _train_privately(
@@ -301,7 +282,7 @@ class FedP3(Algorithm):
             settings,
             broadcast,
             [row.name for row in table if row.unit in plan.upload],
-            lambda: resolve(TRAINERS, settings.trainer)(network, context, settings),
+            lambda: self._steps(network, context),
             Descent(
                 settings.rate, settings.weight_decay, settings.momentum, masked, network.moving
             ),
@@ -336,30 +317,48 @@ class FedP3(Algorithm):
         from motley.models.units import load_tensors
         from motley.training.subnetwork import Subnetwork
 
-        task, plan = context.task, context.plan
         with torch.random.fork_rng(devices=[]):
-            module = context.workload.variants()[task.global_variant].build()
+            module = context.workload.variants()[context.task.global_variant].build()
         load_tensors(module, self._whole(context, broadcast, personal))
-        module.to(context.device)
+        module.to(context.device).train()
+        moving = {
+            name: torch.from_numpy(bits).to(context.device)
+            for name, bits in self._moving(context, table, broadcast).items()
+        }
+        return Subnetwork(module, moving, self._local_masks(context, table))
+
+    def _moving(
+        self, context: ClientContext, table: UnitTable, broadcast: Broadcast
+    ) -> dict[str, Bools]:
+        """Return where tensors may move: what came down of those that are not sent, what goes up
+        of the others. A tensor that is not named moves everywhere."""
+        task, plan, found = context.task, context.plan, {}
         upload = UploadMasks.of(plan, task.run_seed, task.round, task.client)
-        moving, shapes = {}, {}
         for row in filter(is_prunable, table):
-            sent = row.unit in plan.upload
-            mask = upload(row) if sent and upload else None
-            if not sent:
-                mask, shapes[row.name] = broadcast.encoded[row.name].mask, row.shape
+            if row.unit in plan.upload:
+                mask = upload(row) if upload else None
+            else:
+                mask = broadcast.encoded[row.name].mask
             if mask is not None:
-                bits = torch.from_numpy(mask.bits().reshape(row.shape))
-                moving[row.name] = bits.to(context.device)
-        local = StepMasks(
+                found[row.name] = mask.bits().reshape(row.shape)
+        return found
+
+    def _local_masks(self, context: ClientContext, table: UnitTable) -> StepMasks:
+        """Return a client's masks of single steps."""
+        prunable = [row for row in table if is_prunable(row)]
+        return StepMasks(
             rule=self.settings.local_pruning,
             keep=self.settings.local_keep,
-            seed=task.run_seed,
-            client=task.client,
-            shapes=shapes,
-            first=next(row.name for row in table if is_prunable(row)),
+            seed=context.task.run_seed,
+            client=context.task.client,
+            shapes={r.name: r.shape for r in prunable if r.unit not in context.plan.upload},
+            first=prunable[0].name,
         )
-        return Subnetwork(module, moving, local)
+
+    def _table(self, context: ClientContext) -> UnitTable:
+        from motley.models.units import variant_table
+
+        return variant_table(context.workload.variants()[context.task.global_variant])
 
     def _whole(
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None

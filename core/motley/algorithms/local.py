@@ -7,7 +7,7 @@ proximal steps on weights and centres; `motley.training.alternating` holds the s
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -22,8 +22,10 @@ from motley.quantize.schedule import Schedule
 if TYPE_CHECKING:
     import torch
 
+    from motley.training.alternating import AlternatingModel
     from motley.training.distillation import Teacher
     from motley.training.proximity import Anchor
+    from motley.training.steps import Drawn
 
 Penalty = Annotated[float, Field(ge=0)] | Literal["auto"]
 
@@ -161,11 +163,12 @@ class Local(PersonalModel):
         """Take the task's steps on all clients' personal models in one go."""
         from motley.training.steps import trained_of_all
 
-        found = self._steps_together(contexts, personals, None)
+        states = [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
+        found = self._steps_together(contexts, states)
         if found is None:
             return None
-        states, losses = found
-        return trained_of_all(contexts, losses, None, states)
+        new, losses = found
+        return trained_of_all(contexts, losses, None, new)
 
     def _steps(
         self,
@@ -175,73 +178,61 @@ class Local(PersonalModel):
         anchor: Anchor | None = None,
     ) -> tuple[Tensors, dict[str, float]]:
         """Take the task's iterations; return the new personal state and the metrics."""
-        from motley.training.alternating import iterate
         from motley.training.personal import close_state, open_state
         from motley.training.steps import Feed, take_steps
 
-        settings, plan = self.settings, context.plan
+        settings, variant = self.settings, context.workload.variants()[context.plan.variant]
+        model = open_state(state, variant, settings.rules(), context.device, anchor)
         feed = Feed(context, settings.batches(context))
-        schedule = settings.schedule(plan.iterations)
-        variant = context.workload.variants()[plan.variant]
-        model = open_state(state, variant, settings.rules(), context.device)
-        model.anchor = anchor
-        penalty = float(state["penalty"][0]) if "penalty" in state else 0.0
+        step = self._step(context, [state], model, feed, teacher)
+        loss = take_steps(context, settings.local_steps, step)
+        return close_state(model, state), {"loss": loss}
+
+    def _steps_together(
+        self,
+        contexts: Sequence[ClientContext],
+        states: Sequence[Tensors],
+        teacher: Teacher | None = None,
+        anchor: Anchor | None = None,
+    ) -> tuple[list[Tensors], list[float | TrainingError]] | None:
+        """Take the iterations of K tasks; return new states and losses, None where they cannot."""
+        from motley.training.personal import close_states, open_states
+        from motley.training.steps import ManyFeed, take_steps_together
+
+        settings = self.settings
+        if len(_penalties(states)) > 1:
+            return None
+        model = open_states(states, contexts, settings.rules(), anchor)
+        if model is None:
+            return None
+        models = [model.model, model.quantized, *([teacher.model] if teacher else [])]
+        feed = ManyFeed(contexts, [settings.batches(context) for context in contexts], models)
+        step = self._step(contexts[0], states, model, feed, teacher)
+        losses = take_steps_together(contexts, settings.local_steps, step)
+        return close_states(model, states), losses
+
+    def _step(
+        self,
+        context: ClientContext,
+        states: Sequence[Tensors],
+        model: AlternatingModel,
+        feed: Callable[[int], Drawn],
+        teacher: Teacher | None,
+    ) -> Callable[[int], torch.Tensor]:
+        """Return one iteration, of one client or of many, as a function of its number."""
+        from motley.training.alternating import iterate
+
+        settings, penalty = self.settings, max(_penalties(states), default=0.0)
+        schedule = settings.schedule(context.plan.iterations)
 
         def step(iteration: int) -> torch.Tensor:
             if schedule.frozen(iteration):
                 model.freeze()
             # A client frozen before the run was extended stays in fine-tuning.
             rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)
-            return iterate(model, context.workload, *feed(iteration), rates, teacher)
+            return iterate(model, context.workload, feed(iteration), rates, teacher)
 
-        loss = take_steps(context, settings.local_steps, step)
-        if anchor is not None:
-            # The shared model never sees data: its layers' statistics are the personal model's.
-            anchor.model.adopt_buffers(model.model)
-        return close_state(model, state), {"loss": loss}
-
-    def _steps_together(
-        self,
-        contexts: Sequence[ClientContext],
-        personals: Sequence[Tensors | None],
-        teacher: Teacher | None,
-        anchor: Anchor | None = None,
-        starts: list[Tensors] | None = None,
-    ) -> tuple[list[Tensors], list[float | TrainingError]] | None:
-        """Take the iterations of K tasks; return new states and losses, None where they cannot."""
-        import torch
-
-        from motley.training.alternating import iterate
-        from motley.training.losses import mean_losses
-        from motley.training.padded import PaddedBatches
-        from motley.training.personal import close_states, open_states
-
-        settings, plan, workload = self.settings, contexts[0].plan, contexts[0].workload
-        schedule = settings.schedule(plan.iterations)
-        states = starts or [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
-        penalties = {float(state["penalty"][0]) for state in states if "penalty" in state}
-        model = open_states(states, contexts, settings.rules()) if len(penalties) < 2 else None
-        if model is None:
-            return None
-        model.anchor = anchor
-        penalty = max(penalties, default=0.0)
-        batches = PaddedBatches(contexts, [settings.batches(context) for context in contexts])
-        losses = []
-        for done in range(settings.local_steps):
-            iteration = plan.iteration + done
-            if schedule.frozen(iteration):
-                model.freeze()
-            batch = batches(iteration)
-            rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)
-            losses.append(
-                iterate(model, workload, batch.inputs, batch.targets, rates, teacher, batch)
-            )
-            for context in contexts:
-                context.progress((done + 1) / settings.local_steps)
-        if anchor is not None:
-            anchor.model.adopt_buffers(model.model)
-        tasks = [context.task for context in contexts]
-        return close_states(model, states), mean_losses(torch.stack(losses, 1), tasks)
+        return step
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the personal state to start from: the one handed in, or a fresh one.
@@ -269,3 +260,8 @@ class Local(PersonalModel):
         fresh = state.quantized_state(tensors, counts, settings.rules())
         first = settings.first_penalty(state.mean_distance(fresh), plan.iterations)
         return {**fresh, **state.first_records(first)}
+
+
+def _penalties(states: Sequence[Tensors]) -> set[float]:
+    """Return the λ₀ of states; none of those without centres."""
+    return {float(state["penalty"][0]) for state in states if "penalty" in state}

@@ -89,8 +89,9 @@ class QuPeD(Local):
         if shared is None:
             return None
         teacher = Teacher(shared, self.settings.distillation, self.settings.temperature)
-        found = self._steps_together(contexts, personals, teacher)
+        states = [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
+        found = self._steps_together(contexts, states, teacher)
         if found is None:
             return None
-        states, losses = found
-        return trained_of_all(contexts, losses, shared.tensors_of_all(), states)
+        new, losses = found
+        return trained_of_all(contexts, losses, shared.tensors_of_all(), new)

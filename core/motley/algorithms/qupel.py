@@ -119,7 +119,7 @@ class QuPeL(Local):
         if shared is None:
             return None
         anchor = Anchor(shared, settings.proximity, settings.ties)
-        found = self._steps_together(contexts, personals, None, anchor, states)
+        found = self._steps_together(contexts, states, anchor=anchor)
         if found is None:
             return None
         new, losses = found

@@ -27,7 +27,7 @@ from motley.execution.protection import covered, is_protected, withholding
 from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.privacy.ledger import PrivacyStore, TaskPrivacy
 from motley.seeding import numpy_generator
-from motley.task import TaskKind, TaskSpec
+from motley.task import UNTRAINED, TaskKind, TaskSpec
 from motley.wire import (
     EncodedTensor,
     PayloadInfo,
@@ -231,16 +231,16 @@ class Executor:
         received: Broadcast,
         state: Tensors | None,
     ) -> Outcome:
+        def scores(subject: str) -> dict[str, float]:
+            if subject == "personal" and algorithm.keeps_personal_state and state is None:
+                return {UNTRAINED: 1.0}
+            return self._score(*algorithm.model_for(context, subject, received, state))
+
         subject = context.task.subject
         if subject != "both":
-            return Outcome(
-                metrics=self._score(*algorithm.model_for(context, subject, received, state))
-            )
-        metrics = {}
-        for one in ("global", "personal"):
-            scores = self._score(*algorithm.model_for(context, one, received, state))
-            metrics.update({f"{one}_{name}": value for name, value in scores.items()})
-        return Outcome(metrics=metrics)
+            return Outcome(metrics=scores(subject))
+        both = {one: scores(one) for one in ("global", "personal")}
+        return Outcome(metrics={f"{one}_{n}": v for one, of in both.items() for n, v in of.items()})
 
     def _finish(
         self,
@@ -279,7 +279,7 @@ class Executor:
         metrics = {**finished.metrics, **sizes}
         if algorithm.keeps_personal_state and state is None:
             # Never sampled, or never counted: the model is the one that training would start from.
-            metrics["untrained"] = 1.0
+            metrics[UNTRAINED] = 1.0
         return finished.variant, tensors, metrics
 
     def _score(self, variant: str, tensors: Tensors) -> dict[str, float]:

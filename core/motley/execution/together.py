@@ -10,7 +10,9 @@ import json
 import shutil
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,9 +64,19 @@ class Assignment:
             return error
 
 
-def run_together(assignments: Sequence[Assignment]) -> list[Outcome | Exception]:
-    """Do tasks of one workload; return what came of each, in order."""
-    found: dict[int, Outcome | Exception] = {}
+Found = dict[int, Outcome | Exception]
+"""What came of tasks, by their place."""
+
+
+def run_together(
+    assignments: Sequence[Assignment], most: int | None = None
+) -> list[Outcome | Exception]:
+    """Do tasks of one workload; return what came of each, in order.
+
+    At most `most` of them are done at the same time; what some trained is encoded and written
+    while the next ones train.
+    """
+    found: Found = {}
     with ExitStack() as stack:
         opened = _Opened(stack)
         ready = []
@@ -76,8 +88,14 @@ def run_together(assignments: Sequence[Assignment]) -> list[Outcome | Exception]
                 continue
             if entry is not None:
                 ready.append(entry)
-        for group in _groups(ready):
-            found.update(_DO[group[0].context.task.kind](group))
+        keeper = stack.enter_context(_Keeper())
+        for group in _groups(ready, most or len(assignments)):
+            kind = group[0].context.task.kind
+            if kind is TaskKind.TRAIN:
+                found.update(keeper.take(group, *_train(group)))
+            else:
+                found.update(_DO[kind](group))
+        found.update(keeper.last())
     for number, assignment in enumerate(assignments):
         if number not in found:
             found[number] = assignment.run()
@@ -130,9 +148,10 @@ class _Opened:
             model = algorithm.model_for(context, task.subject, received, state)
             key: Hashable = (task.kind, model[0], id(model[1]))
         elif task.kind is TaskKind.FINISH:
-            key = (task.kind, _plan_key(task), task.payload_sha256)
+            key = (task.kind, _key(task, task.plan.to_json()), task.payload_sha256)
         else:
-            key = (task.kind, _plan_key(task), algorithm.kind_of(context, state))
+            joint = algorithm.joint_plan(task.plan)
+            key = (task.kind, _key(task, joint), algorithm.kind_of(context, state))
         return _Entry(
             number=number,
             assignment=assignment,
@@ -154,22 +173,54 @@ class _Opened:
         return self._received[digest]
 
 
-def _plan_key(task: TaskSpec) -> Hashable:
-    """Return what a group trains; how updates travel is each client's own."""
-    plan = {k: v for k, v in task.plan.to_json().items() if k not in ("up_bits", "down_bits")}
+def _key(task: TaskSpec, plan: Mapping[str, object]) -> Hashable:
     return task.algorithm, task.global_variant, task.round, json.dumps(plan, sort_keys=True)
 
 
-def _groups(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
-    """Yield those who can work together; one who is left alone is not yielded."""
+def _groups(entries: Sequence[_Entry], most: int) -> Iterator[list[_Entry]]:
+    """Yield those who can work together, up to `most`; one who is left alone is not yielded."""
     groups: dict[Hashable, list[_Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.key, []).append(entry)
-    yield from (group for group in groups.values() if len(group) > 1)
+    for group in groups.values():
+        parts = (group[start : start + most] for start in range(0, len(group), most))
+        yield from (part for part in parts if len(part) > 1)
 
 
-def _train(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
-    """Train clients together; nothing is returned where they cannot."""
+class _Keeper:
+    """Keeps what clients trained on a thread of its own; of one group at a time."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "keeper")
+        self._context = copy_context()  # files are synced there as here, or not
+        self._under_way: Future[Found] | None = None
+
+    def take(
+        self,
+        group: Sequence[_Entry],
+        trained: Sequence[Trained | TrainingError],
+        seconds: float,
+    ) -> Found:
+        """Begin to keep what came of a group; return what came of the one before."""
+        before = self.last()
+        self._under_way = self._pool.submit(self._context.run, _keep, group, trained, seconds)
+        return before
+
+    def last(self) -> Found:
+        """Wait until the group that was taken last is kept; return what came of it."""
+        found = self._under_way.result() if self._under_way else {}
+        self._under_way = None
+        return found
+
+    def __enter__(self) -> _Keeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def _train(group: Sequence[_Entry]) -> tuple[Sequence[Trained | TrainingError], float]:
+    """Train clients together; return what came of each, none where they cannot, and its seconds."""
     began = time.monotonic()
     first = group[0].context.task
     # As for one client: schedules draw from no global generator, but workloads (dropout) may.
@@ -183,10 +234,16 @@ def _train(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
         )
     except Exception as error:  # one by one it shows whose fault it is
         log.warning("not_trained_together", run=first.run_name, reason=repr(error))
+        trained = None
+    return trained or (), (time.monotonic() - began) / len(group)
+
+
+def _keep(
+    group: Sequence[_Entry], trained: Sequence[Trained | TrainingError], seconds: float
+) -> Found:
+    """Return what came of clients that trained; nothing where they did not."""
+    if not trained:
         return {}
-    if trained is None:
-        return {}
-    seconds = (time.monotonic() - began) / len(group)
     return {
         entry.number: _kept(entry, result, seconds)
         for entry, result in zip(group, trained, strict=True)
@@ -211,13 +268,13 @@ def _kept(entry: _Entry, trained: Trained | TrainingError, seconds: float) -> Ou
     )
 
 
-def _evaluate(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
+def _evaluate(group: Sequence[_Entry]) -> Found:
     """Test one model on the samples of all clients that got it."""
     assert group[0].model is not None
     return _scored(group, *group[0].model, {})
 
 
-def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
+def _finish(group: Sequence[_Entry]) -> Found:
     """Pack the one model that all clients of a group end with, and test it for each.
 
     Nothing is returned where that fails.
@@ -238,7 +295,7 @@ def _finish(group: Sequence[_Entry]) -> dict[int, Outcome | Exception]:
 
 def _scored(
     group: Sequence[_Entry], variant: str, tensors: Tensors, more: Mapping[str, float]
-) -> dict[int, Outcome | Exception]:
+) -> Found:
     """Test one model on the samples of all; nothing is returned where that fails."""
     began = time.monotonic()
     try:
@@ -257,4 +314,4 @@ def _scored(
     }
 
 
-_DO = {TaskKind.TRAIN: _train, TaskKind.EVALUATE: _evaluate, TaskKind.FINISH: _finish}
+_DO = {TaskKind.EVALUATE: _evaluate, TaskKind.FINISH: _finish}

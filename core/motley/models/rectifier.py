@@ -17,14 +17,16 @@ class Rectifier(nn.Module):
 
     bits: int = 0
     """0: full precision."""
+    clients: int = 1
+    """Of so many clients are the samples of a batch; each one's activations have a range."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the rectified values, in the shape of `x`."""
-        return quantize_activations(x, self.bits) if self.bits else torch.relu(x)
+        return quantize_activations(x, self.bits, self.clients) if self.bits else torch.relu(x)
 
 
-def set_activation_bits(module: nn.Module, bits: int) -> None:
-    """Set the bit-width of every `Rectifier` in a model; 0 is full precision."""
+def set_activation_bits(module: nn.Module, bits: int, clients: int = 1) -> None:
+    """Set the bit-width of every `Rectifier` in a model of `clients`; 0 is full precision."""
     for child in module.modules():
         if isinstance(child, Rectifier):
-            child.bits = bits
+            child.bits, child.clients = bits, clients

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers import CipherContext
 
 KEY_BYTES = 32
 _BLOCK_BYTES = 1 << 36
@@ -35,6 +38,9 @@ def derive_key(secret: bytes, *labels: str | int | bytes) -> bytes:
 
 
 def _keystream(key: bytes) -> CipherContext:
+    # Here: every training process reads its ledger, and few draw noise.
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
     return Cipher(algorithms.ChaCha20(key, b"\0" * 16), mode=None).encryptor()
 
 

@@ -19,9 +19,9 @@ from motley.quantize.codebooks import Codebooks
 from motley.quantize.rules import CentreRules, Rates
 from motley.training.distillation import Objective, Teacher
 from motley.training.flat import FlatModel
-from motley.training.many import ManyModel
 from motley.training.padded import Padded
 from motley.training.proximity import Anchor
+from motley.training.steps import Drawn
 from motley.workload import Workload
 
 
@@ -32,12 +32,17 @@ class AlternatingModel:
     """
 
     def __init__(
-        self, model: FlatModel, codebooks: Codebooks | None, rules: CentreRules = CentreRules()
+        self,
+        model: FlatModel,
+        codebooks: Codebooks | None,
+        rules: CentreRules = CentreRules(),
+        anchor: Anchor | None = None,
     ) -> None:
-        """Take a model whose quantized tensors are the head of its buffer; no codebooks: none."""
-        self.model, self.codebooks, self.rules = model, codebooks, rules
-        self.anchor: Anchor | None = None
-        """A shared model that an l2 penalty ties this one to, set by QuPeL."""
+        """Take a model whose quantized tensors are the head of its buffer; no codebooks: none.
+
+        `anchor`: a shared model that an l2 penalty ties this one to (QuPeL).
+        """
+        self.model, self.codebooks, self.rules, self.anchor = model, codebooks, rules, anchor
         self.quantized = model
         """The quantized model; the model itself in full precision and in fine-tuning."""
         if codebooks is not None and not codebooks.frozen:
@@ -169,42 +174,31 @@ class AlternatingModel:
 def iterate(
     personal: AlternatingModel,
     workload: Workload,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
+    batch: Drawn,
     rates: Rates,
     teacher: Teacher | None = None,
-    batch: Padded | None = None,
 ) -> torch.Tensor:
     """Do one iteration on one batch: x, then c, then w where there is a teacher.
 
     Args:
         personal: the client's model and centres, changed in place.
         workload: gives the loss.
-        inputs: [B, ...].
-        targets: [B, ...].
+        batch: of the client, or with models of K clients of each of them.
         rates: step sizes and λ of this iteration.
         teacher: the client's copy of the shared model, changed in place.
-        batch: of K clients, whose inputs and targets these are; None: of one.
 
     Returns:
         The objective before the step, a scalar or [K], which may be NaN or infinite.
     """
-    if batch is not None:
-        _show(batch, personal.model, personal.quantized, *([teacher.model] if teacher else []))
+    many = batch if isinstance(batch, Padded) else None
     if teacher is None:
-        loss = personal.step(inputs, Objective(workload, targets, batch=batch), rates)
+        objective = Objective(workload, batch.targets, batch=many)
+        loss = personal.step(batch.inputs, objective, rates)
         if personal.anchor is not None:
             personal.anchor.follow(personal.tied(personal.anchor), rates.shared)
         return loss
-    outputs, signal = teacher.look(inputs, batch)
-    objective = Objective(workload, targets, signal, teacher.share, batch)
-    loss = personal.step(inputs, objective, rates)
-    teacher.learn(outputs, signal, personal.students(inputs), rates.shared)
+    outputs, signal = teacher.look(batch.inputs, many)
+    objective = Objective(workload, batch.targets, signal, teacher.share, many)
+    loss = personal.step(batch.inputs, objective, rates)
+    teacher.learn(outputs, signal, personal.students(batch.inputs), rates.shared)
     return loss
-
-
-def _show(batch: Padded, *models: FlatModel) -> None:
-    """Let models know which samples fill short batches up."""
-    for model in models:
-        if isinstance(model, ManyModel):
-            model.rows.mask = batch.mask

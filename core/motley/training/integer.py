@@ -159,6 +159,16 @@ class IntegerLayer:
         self.step = float(np.float32(min(max(wanted, reach / 2), reach * 2) / top))
 
 
+def lasso_weights(layers: Mapping[str, IntegerLayer], lasso: float) -> dict[str, float]:
+    """Return λ P_l b_l / P for each layer (the weights' share, BSQ's reweighing by memory)."""
+    if not lasso:
+        return {}
+    total = sum(layer.codes.numel() for layer in layers.values())
+    return {
+        name: lasso * layer.codes.numel() * layer.bits / total for name, layer in layers.items()
+    }
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -227,8 +237,8 @@ class _Linear(torch.autograd.Function):
         return to_x, to_bias, None, None, None
 
 
-def replace_weight(module: nn.Module, name: str, layer: IntegerLayer) -> None:
-    """Let the layer that owns the parameter `name` compute with integers; the parameter goes.
+def owner_of_integers(module: nn.Module, name: str) -> nn.Module:
+    """Return the layer that owns the parameter `name`, for which integers can stand in.
 
     Raises:
         PlanError: the owner is not a plain Conv2d or Linear, the layers that this works for.
@@ -242,6 +252,16 @@ def replace_weight(module: nn.Module, name: str, layer: IntegerLayer) -> None:
             f"{name} belongs to a {type(owner).__name__}; integers stand in for the weights of "
             f"Conv2d (padding in numbers, with zeros) and Linear alone: leave it in full precision"
         )
+    return owner
+
+
+def replace_weight(module: nn.Module, name: str, layer: IntegerLayer) -> None:
+    """Let the layer that owns the parameter `name` compute with integers; the parameter goes.
+
+    Raises:
+        PlanError: as `owner_of_integers` does.
+    """
+    owner = owner_of_integers(module, name)
     function = _Convolution if isinstance(owner, nn.Conv2d) else _Linear
 
     def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:

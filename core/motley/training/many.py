@@ -78,9 +78,24 @@ class ManyModel(FlatModel):
         self.module = self._forward()
 
     @property
+    def form(self) -> Form:
+        """How they compute."""
+        return self._form
+
+    @property
     def clients(self) -> int:
         """Number of models, K."""
         return self.rows.clients
+
+    def over(self, values: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs [K·B, ...] with `values` [K, ...] in place of the tensors so named."""
+        own = self.rows.tensors
+        self.rows.tensors = {**own, **values}
+        try:
+            outputs: torch.Tensor = self.module(inputs)
+        finally:
+            self.rows.tensors = own
+        return outputs
 
     def twin(self, *, whole: bool) -> ManyModel:
         """Return a copy with heads of its own that shares the other parameters with these models.

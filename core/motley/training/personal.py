@@ -32,6 +32,7 @@ from motley.seeding import derive
 from motley.training.alternating import AlternatingModel
 from motley.training.flat import FlatModel
 from motley.training.many import open_many
+from motley.training.proximity import Anchor
 from motley.workload import Variant
 
 Array = npt.NDArray[np.generic]
@@ -105,21 +106,27 @@ def first_records(penalty: float) -> Tensors:
 
 
 def open_state(
-    state: Mapping[str, Array], variant: Variant, rules: CentreRules, device: str
+    state: Mapping[str, Array],
+    variant: Variant,
+    rules: CentreRules,
+    device: str,
+    anchor: Anchor | None = None,
 ) -> AlternatingModel:
-    """Return the model of a state, ready to be trained.
+    """Return the model of a state, ready to be trained, tied to the anchor if there is one.
 
     Raises:
         UpdateError: the state's tensors are not those of the variant.
     """
     names = list(_under(state, "centres"))
-    return _opened([state], FlatModel.build(variant, _under(state, "model"), device, names), rules)
+    model = FlatModel.build(variant, _under(state, "model"), device, names)
+    return _opened([state], model, rules, anchor)
 
 
 def open_states(
     states: Sequence[Mapping[str, Array]],
     contexts: Sequence[ClientContext],
     rules: CentreRules,
+    anchor: Anchor | None = None,
 ) -> AlternatingModel | None:
     """Return the models of K clients' states, which hold the same tensors, to train together.
 
@@ -128,16 +135,19 @@ def open_states(
     names = list(_under(states[0], "centres"))
     models = [_under(state, "model") for state in states]
     many = open_many(contexts, contexts[0].plan.variant, models, names)
-    return None if many is None else _opened(states, many, rules)
+    return None if many is None else _opened(states, many, rules, anchor)
 
 
 def _opened(
-    states: Sequence[Mapping[str, Array]], model: FlatModel, rules: CentreRules
+    states: Sequence[Mapping[str, Array]],
+    model: FlatModel,
+    rules: CentreRules,
+    anchor: Anchor | None,
 ) -> AlternatingModel:
     first, device = states[0], model.values.device
     names = list(_under(first, "centres"))
     if not names:
-        return AlternatingModel(model, None, rules)
+        return AlternatingModel(model, None, rules, anchor)
     sizes = [(n, first[f"model/{n}"].size, first[f"centres/{n}"].size) for n in names]
     joined = [
         torch.from_numpy(
@@ -155,7 +165,7 @@ def _opened(
                 for n in names
             ]
         )
-    return AlternatingModel(model, codebooks, rules)
+    return AlternatingModel(model, codebooks, rules, anchor)
 
 
 def close_state(model: AlternatingModel, before: Mapping[str, Array]) -> Tensors:
@@ -165,6 +175,9 @@ def close_state(model: AlternatingModel, before: Mapping[str, Array]) -> Tensors
 
 def close_states(model: AlternatingModel, befores: Sequence[Mapping[str, Array]]) -> list[Tensors]:
     """Return `close_state` of each of K clients."""
+    if model.anchor is not None:
+        # The shared model never sees data: its layers' statistics are the personal model's.
+        model.anchor.model.adopt_buffers(model.model)
     codebooks, tensors = model.codebooks, model.model.tensors_of_all()
     if codebooks is None:
         return [full_precision_state(own) for own in tensors]

@@ -15,6 +15,7 @@ from motley.algorithms.base import ClientContext, Tensors, Trained
 from motley.errors import TrainingError
 from motley.training.batches import Batches
 from motley.training.evaluation import to_torch
+from motley.training.flat import FlatModel
 from motley.training.losses import mean_loss, mean_losses
 from motley.training.many import ManyModel
 from motley.training.padded import PaddedBatches
@@ -66,9 +67,10 @@ class ManyFeed:
         self,
         contexts: Sequence[ClientContext],
         batches: Sequence[Batches],
-        models: Sequence[ManyModel],
+        models: Sequence[FlatModel],
     ) -> None:
-        self._padded, self._models = PaddedBatches(contexts, batches), models
+        self._padded = PaddedBatches(contexts, batches)
+        self._models = [model for model in models if isinstance(model, ManyModel)]
 
     def __call__(self, number: int) -> Drawn:
         """Return every client's batch `number`; the models leave its fillers out from here on."""

@@ -28,7 +28,7 @@ class Frame(NamedTuple):
     """A piece of a payload file."""
 
     offset: int
-    data: bytes
+    data: bytes | memoryview
     crc32: int
     """zlib's CRC-32 over `data`."""
 
@@ -166,7 +166,7 @@ class FrameWriter:
     ) -> None:
         self.close()
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes | memoryview) -> None:
         try:
             rest = memoryview(data)
             while rest:

@@ -17,20 +17,22 @@ Codes = npt.NDArray[np.uint8]
 TILE = 65_536
 """Elements of a tile: slices start at multiples of it."""
 
-_GROUPS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+GROUPS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+"""Bits of the groups that a code of so many bits is cut into, from its low end on."""
+
 # x · _GATHER brings the two low bits of the four bytes of x together in the top byte.
 _GATHER = np.uint32(2**24 + 2**18 + 2**12 + 2**6)
 
 
 def check_bits(bits: int) -> None:
     """Raise EncodingError when `bits` is not 1 to 8."""
-    if bits not in _GROUPS:
+    if bits not in GROUPS:
         raise EncodingError(f"bit-width {bits}; expected 1 to 8")
 
 
 def packed_size(n: int, bits: int) -> int:
     """Return the bytes that `n` codes of `bits` bits take."""
-    return sum((n * group + 7) // 8 for group in _GROUPS[bits])
+    return sum((n * group + 7) // 8 for group in GROUPS[bits])
 
 
 def pack(codes: Codes, bits: int, out: Codes | None = None) -> Codes:
@@ -88,11 +90,11 @@ def unpack_slice(packed: Codes, bits: int, n: int, start: int, out: Codes) -> No
 
     `start` is a multiple of 8, and `packed` (uint8 [packed_size(n, bits)]) is the whole tensor's.
     """
-    scratch = np.empty(TILE if len(_GROUPS[bits]) > 1 else 0, np.uint8)
+    scratch = np.empty(TILE if len(GROUPS[bits]) > 1 else 0, np.uint8)
     for first in range(0, out.size, TILE):
         block = out[first : first + TILE]
         base = shift = 0
-        for group in _GROUPS[bits]:
+        for group in GROUPS[bits]:
             at = base + (start + first) * group // 8
             fields = scratch[: block.size] if shift else block
             _unpack_group(packed[at : at + (block.size * group + 7) // 8], group, fields)
@@ -107,7 +109,7 @@ def unpack_slice(packed: Codes, bits: int, n: int, start: int, out: Codes) -> No
 def unused_bits_are_zero(packed: Codes, bits: int, n: int) -> bool:
     """Tell whether the bits behind the last code of every group are 0."""
     base = 0
-    for group in _GROUPS[bits]:
+    for group in GROUPS[bits]:
         base += (n * group + 7) // 8
         used = n * group % 8
         if used and int(packed[base - 1]) >> used:
@@ -125,9 +127,9 @@ def _output(size: int, out: Codes | None) -> Codes:
 
 def _pack_block(block: Codes, bits: int, n: int, start: int, packed: Codes) -> None:
     base = shift = 0
-    for group in _GROUPS[bits]:
+    for group in GROUPS[bits]:
         fields = block
-        if len(_GROUPS[bits]) > 1:
+        if len(GROUPS[bits]) > 1:
             words = _words(block)
             mask = int.from_bytes(bytes([(1 << group) - 1]) * words.itemsize, "little")
             moved = np.right_shift(words, words.dtype.type(shift))

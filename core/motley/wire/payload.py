@@ -107,6 +107,11 @@ class PayloadReader:
         """Names of the tensors, in the payload's order."""
         return tuple(self._tensors)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._data)
+
     @cached_property
     def info(self) -> PayloadInfo:
         """Size and identity; the first use hashes the whole payload."""

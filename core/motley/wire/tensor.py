@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from motley.errors import PayloadError
 from motley.wire.encoding import Array, Bytes, Encoding, Floats
@@ -14,6 +16,8 @@ from motley.wire.packing import TILE
 
 if TYPE_CHECKING:
     from motley.wire.masks import Mask
+
+Reals = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,7 @@ class EncodedTensor:
         read_only.flags.writeable = False
         object.__setattr__(self, "segment", read_only)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
@@ -77,14 +81,52 @@ class EncodedTensor:
             PayloadError: a code or bool byte is against the wire format.
             ValueError: the slice or `out` is not as described.
         """
-        if start % TILE or not 0 <= start <= stop <= self.size:
-            raise ValueError(f"slice [{start}, {stop}) of {self.size} elements, tile {TILE}")
-        if out.shape != (stop - start,) or out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out is {out.dtype} {out.shape}; expected contiguous {self.dtype} [{stop - start}]"
-            )
+        self._check_slice(start, stop, out)
         self.encoding.decode_slice(self.segment, self.size, start, out)
         return out
+
+    def add_slice(
+        self,
+        start: int,
+        weight: np.floating,
+        total: Reals,
+        base: Reals | None = None,
+    ) -> None:
+        """Add weight · (value + base) of the elements from `start` on to `total`.
+
+        Every operation is rounded by itself, in the tensor's own dtype (float32 or float64), as
+        with `decode_slice` and numpy. `start` and `total` are as `start` and `out` there; `weight`
+        has their dtype, and `base` their shape and dtype.
+
+        Raises:
+            PayloadError: a code or bool byte is against the wire format.
+            ValueError: the slice, `total` or `base` is not as described.
+        """
+        self._check_slice(start, start + total.size, total)
+        if base is not None:
+            self._check_out(base, total.size)
+        done = 0
+        if self.dtype == "float32":
+            added = total[:0] if base is None else base
+            done = self.encoding.add_slice(self.segment, self.size, start, weight, added, total)
+        if done < total.size:
+            values = np.empty(total.size - done, total.dtype)
+            self.encoding.decode_slice(self.segment, self.size, start + done, values)
+            if base is not None:
+                values += base[done:]
+            values *= weight
+            total[done:] += values
+
+    def _check_slice(self, start: int, stop: int, out: Array) -> None:
+        if start % TILE or not 0 <= start <= stop <= self.size:
+            raise ValueError(f"slice [{start}, {stop}) of {self.size} elements, tile {TILE}")
+        self._check_out(out, stop - start)
+
+    def _check_out(self, out: Array, count: int) -> None:
+        if out.shape != (count,) or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out is {out.dtype} {out.shape}; expected contiguous {self.dtype} [{count}]"
+            )
 
     def codes(self) -> Array:
         """Return the codes in the tensor's shape: uint8, or int16 in the planes layout.

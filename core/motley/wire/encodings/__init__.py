@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from motley.errors import EncodingError, PayloadError
 from motley.wire.encoding import Encoding, Parameters
 from motley.wire.encodings.codebook import Codebook
@@ -33,6 +35,7 @@ ENCODING_NAMES = tuple(dict.fromkeys(encoding.name for encoding in ENCODINGS.val
 """The words that peers exchange at check-in."""
 
 
+@lru_cache(maxsize=256)
 def read_encoding(number: int, parameters: Parameters) -> Encoding:
     """Return the encoding of a manifest entry; raise PayloadError when there is no such one."""
     if number not in ENCODINGS:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from motley.errors import EncodingError, PayloadError
+from motley.wire import compiled
 from motley.wire.encoding import (
     Array,
     Bytes,
@@ -30,6 +31,8 @@ from motley.wire.packing import (
     unused_bits_are_zero,
 )
 from motley.wire.tensor import EncodedTensor
+
+_BYTE_TABLES_TO = 2  # bits; whole bytes are looked up faster than single codes in a compiled loop
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,15 @@ class Codebook(Encoding):
         """Write the centres of a slice's indices (float32)."""
         values, centres = out.view(np.float32), self.centres(segment)
         packed = segment[4 * self.size :]
+        if self.bits > _BYTE_TABLES_TO or not self.is_settled():
+            done, largest = compiled.look_up(packed, self.bits, n, start, centres, values)
+            self._check_index(largest)
+            start, values = start + done, values[done:]
         if self.is_settled():
             gather(centres, packed, self.bits, n, start, values)
             return
-        codes = np.empty(min(TILE, out.size), np.uint8)
-        for first in range(0, out.size, TILE):
+        codes = np.empty(min(TILE, values.size), np.uint8)
+        for first in range(0, values.size, TILE):
             block = values[first : first + TILE]
             unpack_slice(packed, self.bits, n, start + first, codes[: block.size])
             self._check_indices(codes[: block.size])
@@ -108,8 +115,12 @@ class Codebook(Encoding):
         return self.size == 1 << self.bits
 
     def _check_indices(self, codes: Codes) -> None:
-        if codes.size and int(codes.max()) >= self.size:
-            raise PayloadError(f"index {int(codes.max())} into {self.size} centres")
+        if codes.size:
+            self._check_index(int(codes.max()))
+
+    def _check_index(self, largest: int) -> None:
+        if largest >= self.size:
+            raise PayloadError(f"index {largest} into {self.size} centres")
 
 
 def encode_codebook(indices: Codes, centres: Floats, bits: int | None = None) -> EncodedTensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -53,7 +54,7 @@ class Dense(Encoding):
     @property
     def stored(self) -> np.dtype[np.generic]:
         """Type of the stored values; bfloat16 is its 16 bits as an unsigned integer."""
-        return np.dtype(_STORED.get(self.kind) or np.dtype(self.kind).newbyteorder("<"))
+        return _stored(self.kind)
 
     def accepts(self, dtype: str) -> bool:
         """Tell whether `dtype` is the kind itself, or float32 for the halves."""
@@ -83,6 +84,11 @@ class Dense(Encoding):
     def is_settled(self) -> bool:
         """Tell whether the kind is an integer."""
         return "int" in self.kind
+
+
+@cache
+def _stored(kind: str) -> np.dtype[np.generic]:
+    return np.dtype(_STORED.get(kind) or np.dtype(kind).newbyteorder("<"))
 
 
 def encode_dense(array: Array, kind: str | None = None, *, copy: bool = True) -> EncodedTensor:

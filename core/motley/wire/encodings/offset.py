@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from motley.errors import EncodingError, PayloadError
+from motley.wire import compiled
 from motley.wire.encoding import (
     Array,
     Bytes,
@@ -94,11 +95,23 @@ class UniformOffset(Encoding):
         low, step = self.scale(segment)
         values = out.view(np.float32)
         packed = segment[HEAD:]
+        done = compiled.scale(packed, self.bits, n, start, low, step, values)
+        start, values = start + done, values[done:]
+        if not values.size:
+            return
         if self.bits <= _LOOK_UP_TO:
             codes = np.arange(1 << self.bits, dtype=np.float32)
             gather(low + codes * step, packed, self.bits, n, start, values)
         else:
             self._compute(low, step, packed, n, start, values)
+
+    def add_slice(
+        self, segment: Bytes, n: int, start: int, weight: np.float32, base: Floats, total: Floats
+    ) -> int:
+        """Add in one pass where there are compiled loops."""
+        low, step = self.scale(segment)
+        packed = segment[HEAD:]
+        return compiled.add(packed, self.bits, n, start, low, step, weight, base, total)
 
     def codes(self, segment: Bytes, n: int) -> Codes:
         """Return all codes, uint8 [n]."""
