@@ -70,12 +70,13 @@ def main() -> None:
     if len(sys.argv) > 5:
         make(Path(sys.argv[5]), megabytes, bits)
         return
-    with_loops = sys.argv[4] == "1"
+    with_loops = sys.argv[4:5] == ["1"]
     compiled.usage.pays_from = 0 if with_loops else math.inf
     if with_loops and compiled.load() is None:
         raise SystemExit("numba is not installed, or MOTLEY_COMPILED is 0")
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], folder], check=True)
+        words = [*sys.argv[1:4], "0", folder]
+        subprocess.run([sys.executable, __file__, *words], check=True)
         seconds = run(Path(folder), updates, megabytes, bits)
         print(seconds, peak("self"))
 

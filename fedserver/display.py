@@ -337,8 +337,10 @@ def metrics_text(metrics: Mapping[str, float]) -> str:
 
 
 def _newest_accuracy(client: dict[str, Any]) -> str:
+    trained = client["metrics"].get("train", {}).get("round", 0)
     for kind in ("finish", "evaluate", "train"):
-        if client["metrics"].get(kind, {}).get(UNTRAINED):
+        found = client["metrics"].get(kind, {})
+        if found.get(UNTRAINED) and found.get("round", trained) >= trained:
             return UNTRAINED
         if "accuracy" in client["metrics"].get(kind, {}):
             return f"{client['metrics'][kind]['accuracy']:.2%}"

@@ -71,6 +71,8 @@ def test_machines_get_fields_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
         (None, None),
         (b"raw\n", b"raw\n"),
         ((), ""),
+        (["\x1b[2Jgone\x07"], "\\x1b[2Jgone\\x07"),
+        ("Müller \x9b", "Müller \\x9b"),
         (("charging", "idle"), "charging, idle"),
         ({"phone": ["a", "b"]}, "phone a, b"),
         (0.123456, 0.123456),

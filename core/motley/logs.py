@@ -65,6 +65,8 @@ def in_words(value: object) -> object:
     'not valid: run.rounds: missing; clients: missing'
     """
     if isinstance(value, str):
+        # What others sent may hold a terminal's commands.
+        value = "".join(c if c.isprintable() or c in "\n\r\t" else repr(c)[1:-1] for c in value)
         lines = [line.strip() for line in value.splitlines()]
         return value if len(lines) < 2 else "; ".join(filter(None, lines)).replace(":; ", ": ")
     if isinstance(value, Mapping):

@@ -7,9 +7,10 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from fedserver.service.transfers import FileThreads
 from motley.wire import Frame
 from motley.wire.framing import pack_frame
 
@@ -33,24 +34,27 @@ class Broadcasts:
         """Bytes that are held now."""
         return self._bytes
 
-    @contextlib.contextmanager
-    def reading(self, path: Path) -> Iterator[Callable[[int, int], bytes]]:
+    @contextlib.asynccontextmanager
+    async def reading(
+        self, path: Path, files: FileThreads
+    ) -> AsyncIterator[Callable[[int, int], bytes]]:
         """Give what returns the packed frame of a payload file at (offset, bytes of data).
 
         Files are named by their digests, so that one name has one content.
         """
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = await files(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         with self._lock:
             self._readers += 1
         try:
             yield lambda offset, size: self._frame(file, (path.name, offset, size))
         finally:
-            os.close(file)
             with self._lock:
                 self._readers -= 1
                 if not self._readers:
                     self._held.clear()
                     self._bytes = 0
+            # The last handle of a file that was removed frees all of it.
+            await files(os.close, file)
 
     def _frame(self, file: int, key: _Key) -> bytes:
         with self._lock:

@@ -68,7 +68,7 @@ class Downloads:
         size = min(max(wanted, SMALLEST_FRAME), LARGEST_FRAME)
         sent = 0
         try:
-            with self._broadcasts.reading(path) as packed:
+            async with self._broadcasts.reading(path, self._to.files) as packed:
                 for offset in range(request.offset, whole, size):
                     count = min(size, whole - offset)
                     async with self._to.memory.holding(size):

@@ -49,6 +49,8 @@ class PayloadStore:
         self._claims: Counter[str] = Counter()
         self._suspects: set[str] = set()
         self._doomed: set[str] = set()
+        self._synced: set[Path] = set()
+        """Folders of `payloads` that this process knows to be on the disk."""
         for folder in (self._payloads, self._incoming, self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._scratch.iterdir():
@@ -135,6 +137,8 @@ class PayloadStore:
         target = self._place(sha256)
         if target.exists():
             written.unlink()
+            # Whoever put it there may not have come to this yet.
+            sync_folder(target.parent)
         else:
             put_in_place(written, target)
         return target
@@ -163,9 +167,11 @@ class PayloadStore:
 
     def _place(self, sha256: str) -> Path:
         target = self.path(sha256)
-        if not target.parent.exists():
+        if target.parent not in self._synced:
+            # Also where it is there: whoever made it may not have come to the sync.
             target.parent.mkdir(exist_ok=True)
             sync_folder(self._payloads)
+            self._synced.add(target.parent)
         return target
 
     # --- removing them -----------------------------------------------------------------------

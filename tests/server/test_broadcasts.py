@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import zlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fedserver.service.broadcasts import Broadcasts
+from fedserver.service.transfers import FileThreads
 from motley.wire.framing import read_frame
 
 DATA = bytes(range(256)) * 40
@@ -21,6 +25,17 @@ def payload(tmp_path: Path) -> Path:
     return path
 
 
+def scenario(body: Callable[[FileThreads], Awaitable[None]]) -> None:
+    async def main() -> None:
+        files = FileThreads()
+        try:
+            await body(files)
+        finally:
+            files.close()
+
+    asyncio.run(main())
+
+
 def test_a_frame_is_read_once_for_all(payload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     real = os.pread
@@ -31,15 +46,22 @@ def test_a_frame_is_read_once_for_all(payload: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "pread", counted)
     broadcasts = Broadcasts()
-    with broadcasts.reading(payload) as first, broadcasts.reading(payload) as second:
-        for offset in range(0, len(DATA), 1000):
-            size = min(1000, len(DATA) - offset)
-            packed = first(offset, size)
-            assert second(offset, size) is packed
-            frame = read_frame(packed)
-            assert frame.offset == offset
-            assert bytes(frame.data) == DATA[offset : offset + size]
-            assert frame.crc32 == zlib.crc32(frame.data)
+
+    async def body(files: FileThreads) -> None:
+        async with (
+            broadcasts.reading(payload, files) as first,
+            broadcasts.reading(payload, files) as second,
+        ):
+            for offset in range(0, len(DATA), 1000):
+                size = min(1000, len(DATA) - offset)
+                packed = first(offset, size)
+                assert second(offset, size) is packed
+                frame = read_frame(packed)
+                assert frame.offset == offset
+                assert bytes(frame.data) == DATA[offset : offset + size]
+                assert frame.crc32 == zlib.crc32(frame.data)
+
+    scenario(body)
     assert reads == list(range(0, len(DATA), 1000))
 
 
@@ -47,27 +69,61 @@ def test_other_sizes_and_files_are_other_frames(payload: Path) -> None:
     other = payload.with_name("other")
     other.write_bytes(DATA[::-1])
     broadcasts = Broadcasts()
-    with broadcasts.reading(payload) as mine, broadcasts.reading(other) as theirs:
-        assert bytes(read_frame(mine(0, 10)).data) == DATA[:10]
-        assert bytes(read_frame(mine(0, 20)).data) == DATA[:20]
-        assert bytes(read_frame(theirs(0, 10)).data) == DATA[::-1][:10]
+
+    async def body(files: FileThreads) -> None:
+        async with (
+            broadcasts.reading(payload, files) as mine,
+            broadcasts.reading(other, files) as theirs,
+        ):
+            assert bytes(read_frame(mine(0, 10)).data) == DATA[:10]
+            assert bytes(read_frame(mine(0, 20)).data) == DATA[:20]
+            assert bytes(read_frame(theirs(0, 10)).data) == DATA[::-1][:10]
+
+    scenario(body)
 
 
 def test_memory_is_bounded_and_goes_with_the_last_reader(payload: Path) -> None:
     broadcasts = Broadcasts(most=3500)
-    with broadcasts.reading(payload) as packed:
-        for offset in range(0, 10_000, 1000):
-            packed(offset, 1000)
-            assert broadcasts.held <= 3500
-        assert broadcasts.held > 2500
-        with broadcasts.reading(payload):
-            pass
-        assert broadcasts.held > 2500
-    assert broadcasts.held == 0
+
+    async def body(files: FileThreads) -> None:
+        async with broadcasts.reading(payload, files) as packed:
+            for offset in range(0, 10_000, 1000):
+                packed(offset, 1000)
+                assert broadcasts.held <= 3500
+            assert broadcasts.held > 2500
+            async with broadcasts.reading(payload, files):
+                pass
+            assert broadcasts.held > 2500
+        assert broadcasts.held == 0
+
+    scenario(body)
 
 
 def test_a_removed_file_is_read_to_its_end(payload: Path) -> None:
     broadcasts = Broadcasts()
-    with broadcasts.reading(payload) as packed:
-        payload.unlink()
-        assert bytes(read_frame(packed(5, 10)).data) == DATA[5:15]
+
+    async def body(files: FileThreads) -> None:
+        async with broadcasts.reading(payload, files) as packed:
+            payload.unlink()
+            assert bytes(read_frame(packed(5, 10)).data) == DATA[5:15]
+
+    scenario(body)
+
+
+def test_readers_on_many_threads_get_their_own_bytes(payload: Path) -> None:
+    broadcasts = Broadcasts(most=3500)
+
+    async def body(files: FileThreads) -> None:
+        async with broadcasts.reading(payload, files) as packed:
+
+            def read_all(size: int) -> bytes:
+                offsets = range(0, len(DATA), size)
+                return b"".join(
+                    read_frame(packed(at, min(size, len(DATA) - at))).data for at in offsets
+                )
+
+            with ThreadPoolExecutor(6) as threads:
+                assert set(threads.map(read_all, [100, 1000, 1000, 333, 1000, 100] * 5)) == {DATA}
+        assert broadcasts.held == 0
+
+    scenario(body)

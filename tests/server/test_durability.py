@@ -358,4 +358,9 @@ def test_bytes_that_another_upload_put_there_are_synced_before_they_count(
     synced: list[Path] = []
     monkeypatch.setattr("fedserver.storage.payloads.sync_folder", synced.append)
     store.keep(whole, digest)
-    assert store.path(digest).parent in synced
+    assert synced == [tmp_path / "payloads", store.path(digest).parent]
+    synced.clear()
+    written = tmp_path / "written"
+    written.write_bytes(b"bytes")
+    store.adopt(written, digest)
+    assert synced == [store.path(digest).parent]
