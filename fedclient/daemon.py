@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -30,6 +31,7 @@ from fedclient.transfer.speed import LinkRecord
 from fedclient.transfer.stub import ClientStub
 from motley.allocator import give_back, reuse_freed_memory
 from motley.wire.stubs import common_pb2, federation_pb2
+from motley.workload import DataSpec
 
 if TYPE_CHECKING:
     from fedclient.identity.renewal import Renewal
@@ -227,12 +229,27 @@ async def _work(
         desk = make_desk(options, state, device, channel)
         told = {"client": options.name, "server": options.server, "state": str(state.root)}
         log.info("client_started", **told)
+        warn_of_missing_data(options.data)
         try:
             await Daemon(desk, pace, gate).run()
         finally:
             await asyncio.gather(desk.runner.stop(), desk.connection.goodbye())
     finally:
         await channel.close()
+
+
+def warn_of_missing_data(text: str) -> None:
+    """Say so when `--data` looks like a path and nothing is there: tasks will fail until it is.
+
+    No error: a disk may be mounted later, and other words are the workload's.
+    """
+    location = DataSpec.parse(text).location
+    if ("/" in location or "." in location) and not Path(location).exists():
+        log.warning(
+            "data_missing",
+            path=str(Path(location).absolute()),
+            hint="tasks fail until it is there; check --data",
+        )
 
 
 def _certified(options: ClientOptions, state: StateDirectory) -> tuple[RenewableChannel, Renewal]:

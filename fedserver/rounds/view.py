@@ -165,6 +165,8 @@ def _never_here(name: str, certificate: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "here": False,
         "last_seen_seconds": None,
+        "set_aside": "",
+        "set_aside_seconds": 0.0,
         "task": "",
         "software": "",
         "workloads": {},

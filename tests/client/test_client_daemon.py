@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from client_cases import put_update, random_bytes
 from fake_server import FakeServer, run
+from structlog.testing import capture_logs
 
+from fedclient.daemon import warn_of_missing_data
 from fedclient.outbox import Outbox
 from motley.errors import WorkloadError
 from motley.wire.stubs import common_pb2 as pb
@@ -210,3 +214,16 @@ def test_the_daemon_waits_for_a_server_that_restarts(options, daemon):
             await server.until(lambda: ended(server, task))
 
     run(body)
+
+
+def test_data_that_are_not_there_are_told_at_the_start(tmp_path):
+    there = tmp_path / "there.csv"
+    there.write_text("1,2\n")
+    with capture_logs() as said:
+        for text in (str(there), "synthetic", "synthetic?client=2.5", f"{there}?classes=4"):
+            warn_of_missing_data(text)
+        assert said == []
+        warn_of_missing_data("nofile.csv?classes=4")
+    assert [(entry["event"], entry["path"]) for entry in said] == [
+        ("data_missing", str(Path("nofile.csv").absolute()))
+    ]

@@ -14,6 +14,7 @@ from fedclient.errors import CertificateError, JoinError, RefusedError, Unreacha
 from fedclient.identity.join import join
 from fedclient.identity.store import IdentityStore
 from fedserver.client import ControlError
+from fedserver.display import print_clients
 from fedserver.identity.authority import Authority, Settings
 from fedserver.identity.tls import one_sided
 from motley.identity.keys import fingerprint, key_to_pem, new_key, signing_request
@@ -21,19 +22,22 @@ from motley.identity.tokens import JoinToken
 from motley.wire.stubs import join_pb2, join_pb2_grpc
 
 
-def test_a_device_joins_and_checks_in(tmp_path: Path) -> None:
+def test_a_device_joins_and_checks_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def body(rig: Rig) -> None:
         identity = await rig.joined("c0")
         assert identity.server == rig.client
         assert (identity.certificate.role, identity.certificate.name) == ("client", "c0")
         listed = await rig.operator("clients")
         assert [(c["name"], c["last_seen_seconds"]) for c in listed] == [("c0", None)]
+        print_clients(listed)
+        assert "never" in capsys.readouterr().out
         held = asyncio.create_task(rig.check_in(rig.stub(identity), "c0"))
         while not (await rig.operator("clients"))[0]["here"]:
             await asyncio.sleep(0.02)
         record = (await rig.operator("clients"))[0]
         assert record["certificate_expires"] == identity.certificate.not_after
         assert record["revoked"] == ""
+        assert set(record) == set(listed[0])
         held.cancel()
         assert not list((rig.root / "c0" / "identity").glob("joining*"))
 
