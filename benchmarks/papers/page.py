@@ -117,10 +117,9 @@ def _search(table: Table) -> list[str]:
     lines = [
         "## Settings",
         "",
-        f"`make paper TABLE={table.name} DATA=FOLDER SEARCH=1`: candidates are trained on the "
-        f"first {table.search.clients} clients and scored on "
-        f"{100 * table.search.validate_share:.0f} % of their training samples, which no client "
-        "trains on. Methods of a stage have the same number of candidates. The "
+        f"`make paper TABLE={table.name} DATA=FOLDER SEARCH=1`: candidates are scored on "
+        f"{100 * table.search.validate_share:.0f} % of the clients' training samples, which "
+        "no client trains on. Methods of a stage have the same number of candidates. The "
         "run files have the best of the last stage in which a method is; validation accuracy in %:",
         "",
     ]
@@ -133,7 +132,10 @@ def _stage(table: Table, number: int) -> list[str]:
     """Return the table of one stage, with those methods whose candidates have all been run."""
     assert table.search is not None
     stage = table.search.stages[number - 1]
-    lines = [f"| stage {number}: {stage.rounds} rounds | candidates |", "|---|---|"]
+    lines = [
+        f"| stage {number}: {stage.clients} clients, {stage.rounds} rounds | candidates |",
+        "|---|---|",
+    ]
     for row, candidates in stage.candidates.items():
         tried = search.scored(table, number, row)
         if len(tried) < len(candidates):

@@ -1,4 +1,5 @@
-"""What running a row leaves behind: docs/results/TABLE/ROW-SEED.json."""
+"""What running a row leaves behind: docs/results/TABLE/ROW-SEED.json, and of the short row
+check.json."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+import torch
+from pydantic import BaseModel, ConfigDict, RootModel
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 
@@ -28,6 +30,7 @@ class Result(BaseModel):
     commit: str
     versions: dict[str, str]
     processor: str
+    """Its name and the instructions that torch uses, e.g. "AMD EPYC, AVX2"."""
     seconds: float
     """Wall time of all rounds."""
     accuracy: dict[str, float]
@@ -98,6 +101,21 @@ def saved(table: str, row: str, seed: int) -> Result | None:
     return Result.model_validate_json(path.read_text()) if path.exists() else None
 
 
+def checks(table: str) -> list[Result]:
+    """Return what a table's short row ended in, on each kind of processor it is on record for."""
+    path = _checks_path(table)
+    return _Checks.model_validate_json(path.read_text()).root if path.exists() else []
+
+
+def save_check(table: str, result: Result) -> None:
+    """Put a short row on record, in place of what its kind of processor had."""
+    others = [one for one in checks(table) if one.processor != result.processor]
+    kept = sorted([*others, result], key=lambda one: one.processor)
+    path = _checks_path(table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(one.model_dump_json() for one in kept) + "\n]\n")
+
+
 def forget(table: str, row: str) -> None:
     """Remove a row's results: its run file is another one now."""
     for one in all_saved(table, row):
@@ -111,6 +129,14 @@ def all_saved(table: str, row: str) -> list[Result]:
     return sorted((r for r in results if r.row == row), key=lambda result: result.seed)
 
 
+class _Checks(RootModel[list[Result]]):
+    """The file of a table's short row."""
+
+
+def _checks_path(table: str) -> Path:
+    return RESULTS / table / "check.json"
+
+
 def _commit() -> str:
     called = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
@@ -119,9 +145,14 @@ def _commit() -> str:
 
 
 def _processor() -> str:
+    """Return the processor's name and the widest instructions that torch uses of it.
+
+    Kernels for other instructions add in another order: their last digits, and all digests, differ.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
+        lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+    name = named[0] if named else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

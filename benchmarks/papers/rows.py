@@ -10,7 +10,7 @@ from pathlib import Path
 
 import results
 from rich.console import Console
-from tables import Search, Table, Value
+from tables import Search, Stage, Table, Value
 
 from fedserver.simulate.population import population_of
 from fedserver.simulate.progress import Closed
@@ -125,17 +125,17 @@ def run_row(table: Table, row: str, seed: int, folder: Path, limits: Limits) -> 
 
 
 def score(
-    table: Table, search: Search, rounds: int, row: str, settings: Settings, folder: Path
+    table: Table, search: Search, stage: Stage, row: str, settings: Settings, folder: Path
 ) -> float:
     """Return the validation accuracy in per cent that a row reaches with other settings."""
-    text = shortened(table.run_file(row, 0), rounds, search.clients, settings)
+    text = shortened(table.run_file(row, 0), stage.rounds, stage.clients, settings)
     data = table.data_of(table.data, folder)
     data += f"{'&' if '?' in data else '?'}validate={search.validate_share}"
     runfile = parse(text)
-    tiers = {runfile.tiers[0].name: search.clients}
+    tiers = {runfile.tiers[0].name: stage.clients}
     found = simulate(
         text,
-        population=population_of(runfile, data=data, tiers=tiers, clients=search.clients),
+        population=population_of(runfile, data=data, tiers=tiers, clients=stage.clients),
         batch=table.batch,
     )
     if found.status != "finished":

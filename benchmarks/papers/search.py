@@ -82,7 +82,7 @@ def _search_row(table: Table, number: int, row: str, folder: Path) -> None:
     for settings in stage.candidates[row]:
         if any(one.settings == settings for one in scored(table, number, row)):
             continue
-        accuracy = rows.score(table, table.search, stage.rounds, row, settings, folder)
+        accuracy = rows.score(table, table.search, stage, row, settings, folder)
         entries = found(table.name)
         entries.setdefault(row, []).append(
             Scored(stage=number, settings=settings, accuracy=accuracy)

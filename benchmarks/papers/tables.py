@@ -44,8 +44,10 @@ class Row(_Strict):
 
 
 class Stage(_Strict):
-    """One stage of a search: candidates, each trained for so many rounds."""
+    """One stage of a search: candidates, each trained on so many clients for so many rounds."""
 
+    clients: int = Field(ge=1)
+    """The table's first ones."""
     rounds: int = Field(ge=1)
     candidates: dict[str, tuple[dict[str, Value], ...]]
     """By row, the same number for each."""
@@ -63,7 +65,6 @@ class Stage(_Strict):
 class Search(_Strict):
     """How settings that the paper does not give are found: candidates scored on validation data."""
 
-    clients: int = Field(ge=1)
     validate_share: float = Field(gt=0, lt=1)
     """Share of the training samples that is held back for scoring."""
     stages: tuple[Stage, ...] = Field(min_length=1)
