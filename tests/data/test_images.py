@@ -60,6 +60,18 @@ def mnist(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_mnist_standardised_by_the_training_part(mnist: Path) -> None:
+    plain, ours = load(Mnist(), str(mnist)), load(Mnist(standardised=True), str(mnist))
+    pixels = plain.train.inputs.astype(np.float64)
+    for before, after in ((plain.train, ours.train), (plain.test, ours.test)):
+        expected = (before.inputs - pixels.mean()) / pixels.std()
+        npt.assert_allclose(after.inputs, expected, rtol=1e-5, atol=1e-6)
+        assert after.inputs.dtype == np.float32
+    part = load(Mnist(standardised=True), f"{mnist}?clients=5&client=2&classes=4&seed=3")
+    whole = {image.tobytes() for image in ours.train.inputs}
+    assert all(image.tobytes() in whole for image in part.train.inputs)
+
+
 def test_mnist_whole(mnist: Path) -> None:
     data = load(Mnist(), str(mnist))
     assert data.train.inputs.shape == (TRAIN, 1, 28, 28)
@@ -218,6 +230,11 @@ def test_published_mean_of_mnist() -> None:
     assert len(train) == 60_000
     assert np.bincount(train.targets).tolist()[:3] == [5923, 6742, 5958]
     assert float(train.inputs.mean(dtype=np.float64)) == pytest.approx(0.1307, abs=1e-4)
+    own = load(
+        Mnist(standardised=True), f"{published('mnist')}?clients=60&client=0&classes=4"
+    ).train
+    empty = np.float32(-0.1307 / 0.3081)
+    npt.assert_allclose(own.inputs.min(), empty, rtol=1e-3)
 
 
 def test_published_writers() -> None:
