@@ -38,8 +38,14 @@ def text(table: Table, *, drawn: bool) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _found(table: Table, row: Row) -> list[Result]:
+    """Return a row's results, which may be another table's."""
+    owner, _, name = row.same_as.rpartition("/")
+    return results.all_saved(owner or table.name, name or row.name)
+
+
 def _rows(table: Table) -> list[str]:
-    seeds = max((len(results.all_saved(table.name, row.name)) for row in table.rows), default=0)
+    seeds = max((len(_found(table, row)) for row in table.rows), default=0)
     spread = (
         "mean over clients, %, ± standard deviation over seeds"
         if seeds > 1
@@ -53,15 +59,16 @@ def _rows(table: Table) -> list[str]:
 
 
 def _row(table: Table, row: Row) -> str:
-    found = results.all_saved(table.name, row.name)
+    found = _found(table, row)
     if not found:
         why = row.missing or ("needs a GPU" if row.gpu else "not yet")
         return f"| {row.title} | not run: {why} | | | {row.paper} | | |"
     lowest = min(min(one.accuracy.values()) for one in found)
     sent = statistics.fmean(one.bytes_up / len(one.accuracy) for one in found) / 1e6
     minutes = statistics.fmean(one.seconds for one in found) / 60
+    title = f"{row.title} (`{row.same_as}`)" if row.same_as else row.title
     return (
-        f"| {row.title} | {shown(found)} | {lowest:.1f} | {len(found)} | {row.paper} | "
+        f"| {title} | {shown(found)} | {lowest:.1f} | {len(found)} | {row.paper} | "
         f"{sent:.2f} | {minutes:.0f} |"
     )
 
@@ -95,8 +102,8 @@ def _says(table: Table, claim: Claim, than: str) -> str:
 
 
 def _holds(table: Table, claim: Claim, than: str) -> str:
-    upper = [one.mean for one in results.all_saved(table.name, claim.better)]
-    lower = [one.mean for one in results.all_saved(table.name, than)]
+    upper = [one.mean for one in _found(table, table.row(claim.better))]
+    lower = [one.mean for one in _found(table, table.row(than))]
     if not upper or not lower:
         return "not known yet"
     difference = statistics.fmean(upper) - statistics.fmean(lower)
@@ -161,7 +168,7 @@ def _curves(table: Table) -> bool:
     figure, axes = pyplot.subplots(figsize=(9, 5), dpi=120)
     lines = 0
     for number, row in enumerate(table.rows):
-        found = results.all_saved(table.name, row.name)
+        found = _found(table, row)
         if not found or len(found[0].curve) < 2:
             continue
         at = [point[0] for point in found[0].curve]

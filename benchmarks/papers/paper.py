@@ -104,7 +104,7 @@ def _list(chosen: list[tables.Table], named: Iterable[str]) -> None:
     for table in chosen:
         for row in table.rows:
             done = len(results.all_saved(table.name, row.name))
-            state = row.missing or ("for a GPU" if row.gpu else "")
+            state = row.missing or row.same_as or ("for a GPU" if row.gpu else "")
             grid.add_row(table.name, row.name, table.schedule, f"{done}/{table.seeds}", state)
     for name in named:
         grid.add_row(name, "", "reduced", "", f"benchmarks/{scripts.SCRIPTS[name].file}")

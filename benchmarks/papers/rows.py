@@ -91,7 +91,7 @@ def queue(tables: list[Table], only: list[str], most: int) -> Iterator[tuple[Tab
         for number, table in enumerate(tables)
         for place, row in enumerate(table.rows)
         for seed in range(min(table.seeds, most))
-        if not row.gpu and not row.missing and (not only or row.name in only)
+        if not (row.gpu or row.missing or row.same_as) and (not only or row.name in only)
     ]
     for seed, _, _, place, table in sorted(waiting, key=lambda entry: entry[:4]):
         yield table, table.rows[place].name, seed

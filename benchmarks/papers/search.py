@@ -100,7 +100,7 @@ def apply() -> None:
     """
     for table in map(tables.load, tables.names()):
         for row in table.rows:
-            settings = chosen(table, row)
+            settings = {} if row.same_as else chosen(table, row)
             if not settings:
                 continue
             path = tables.HERE / table.name / f"{row.name}.toml"

@@ -41,6 +41,8 @@ class Row(_Strict):
     settings_of: str = ""
     """Row whose searched settings it takes where it has none of its own: `ROW` of this table or
     `TABLE/ROW`; "": none."""
+    same_as: str = ""
+    """`TABLE/ROW` that is the same run: its results are shown, and there is no run file here."""
 
 
 class Stage(_Strict):

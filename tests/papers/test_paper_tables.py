@@ -54,6 +54,10 @@ def test_the_page_is_what_the_results_make(name: str) -> None:
 def test_results_are_of_the_run_files_that_are_there(name: str) -> None:
     table = tables.load(name)
     for row in table.rows:
+        if row.same_as:
+            owner, _, other = row.same_as.rpartition("/")
+            assert tables.load(owner).row(other).same_as == ""
+            continue
         text = table.run_file(row.name, 0)
         runfile = parse(text)
         registry.find(runfile.run.algorithm).configure(runfile.settings)
@@ -66,7 +70,7 @@ def test_results_are_of_the_run_files_that_are_there(name: str) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_have_the_settings_that_scored_best(name: str) -> None:
     table = tables.load(name)
-    for row in table.rows:
+    for row in (row for row in table.rows if not row.same_as):
         chosen = search.chosen(table, row)
         settings = parse(table.run_file(row.name, 0)).settings
         assert {key: settings.get(key) for key in chosen} == chosen
@@ -144,6 +148,17 @@ def test_settings_are_laid_over_a_shortened_run_file() -> None:
     assert (short.run.rounds, short.clients.expected, short.evaluate.every) == (7, 5, 0)
     assert (short.settings["learning_rate"], short.settings["mode"]) == (0.9, "soft")
     assert short.settings["local_steps"] == 10
+
+
+def test_a_row_that_is_another_one_is_shown_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = small_table(tmp_path, monkeypatch, rounds=3)
+    again = tables.Row(name="again", title="Again", same_as="small/row")
+    table = table.model_copy(update={"rows": (*table.rows, again)})
+    assert "again" not in [row for _, row, _ in rows.queue([table], [], 2)]
+    found = rows.run_row(table, "row", 0, tmp_path, FOREVER)
+    assert f"| Again (`small/row`) | {found.mean:.2f} |" in page.text(table, drawn=False)
 
 
 def searched_table(table: tables.Table) -> tables.Table:
