@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from test_quped import Float32, same
 from test_quped_step import SETTINGS as STEP_SETTINGS
 from test_quped_step import check, follow, named
-from together import assert_close, contexts, global_model
+from together import IN_DOUBLES, DoubleDigits, assert_close, contexts, global_model
 from toy import SEED, Toy, context, first_broadcast, member, run, sent
 
 from motley.algorithms import registry
@@ -347,19 +347,19 @@ def test_one_step_of_many_clients_is_that_of_each(name: str, variant: str) -> No
     """With uneven data, and with normalisation whose fillers must not count."""
     values = {"local_steps": 1, "batch_size": 12, "learning_rate": 0.05, "weight_decay": 0.01}
     method = registry.find(name).configure({**values, **TOGETHER[name]})
-    made = contexts(Digits(), method, variant)
-    received = [global_model(Digits(), variant, seed) for seed in (1, 2, 3, 4)]
+    workload, bound = (DoubleDigits(), IN_DOUBLES) if variant == "resnet20" else (Digits(), 1e-6)
+    made = contexts(workload, method, variant)
+    received = [global_model(workload, variant, seed) for seed in (1, 2, 3, 4)]
     found = method.train_together(made, received, [None] * 4)
     assert found is not None
     for task, broadcast, together in zip(made, received, found, strict=True):
         alone = method.train(task, broadcast, None)
         assert not isinstance(together, TrainingError)
-        assert_close(together.update, alone.update, 1e-4 if variant == "resnet20" else 1e-6)
+        assert_close(together.update, alone.update, bound)
         assert together.samples == alone.samples
         assert together.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
         if alone.personal is not None:
             assert together.personal is not None
-            bound = 1e-4 if variant == "resnet20" else 1e-6
             assert_close(together.personal, alone.personal, bound)
 
 

@@ -352,7 +352,7 @@ class FedP3(Algorithm):
             seed=context.task.run_seed,
             client=context.task.client,
             shapes={r.name: r.shape for r in prunable if r.unit not in context.plan.upload},
-            first=prunable[0].name,
+            first=prunable[0].name if prunable else "",
         )
 
     def _table(self, context: ClientContext) -> UnitTable:
