@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bench import Bench, moved, runfile
+from test_durability import Rounds
 from test_engine import finish_round, started
 
 from fedserver.errors import RunStateError, UnknownTaskError
-from fedserver.rounds import housekeeping
+from fedserver.rounds import driver, housekeeping
 from fedserver.rounds.replay import plan_replay
 from fedserver.storage.payloads import PayloadStore
 
@@ -204,3 +206,36 @@ def test_an_upload_and_the_removal_of_equal_bytes_in_any_order(tmp_path: Path, s
     payloads.doom(set() if on_record else payloads.take_suspects())
     payloads.remove_doomed()
     assert payloads.path(digest).exists() == bool(on_record)
+
+
+def test_memory_is_given_back_once_payloads_went_and_no_round_is_open(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+    real = driver.give_back
+    monkeypatch.setattr(driver, "give_back", lambda: given.append(real() is None))
+    monkeypatch.setattr(driver, "TIDY_SECONDS", 0.0)
+    run_id, _ = started(bench, 2, sections="[wire]\ndown_bits = 4\n")
+    broadcast = bench.payloads.path(bench.task("c0").payload_sha256.hex())
+
+    def stray(digest: str) -> Path:
+        whole = bench.root / "whole"
+        whole.write_bytes(b"bytes")
+        bench.payloads.suspect([digest])
+        return bench.payloads.adopt(whole, digest)
+
+    async def main() -> None:
+        rounds = Rounds(bench)
+        for digest in ("ab" * 32, "cd" * 32):  # the second goes when all about the first is over
+            waste = stray(digest)
+            await rounds.until(lambda path=waste: not path.exists())
+        assert given == [], "clients of the open round would wait for it, and need it again"
+        await rounds.database(bench.runs.stop, run_id)
+        await rounds.until(lambda: bool(given))
+        rounds.driver.close()
+        rounds.database.close()
+
+    assert broadcast.exists()
+    asyncio.run(main())
+    assert given == [True]
+    assert not broadcast.exists()

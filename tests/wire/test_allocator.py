@@ -12,7 +12,7 @@ import pytest
 CODE = """
 import resource, sys
 from motley.allocator import reuse_freed_memory, give_back
-kept = reuse_freed_memory()
+kept = reuse_freed_memory(one_heap=sys.argv[1] == "one_heap")
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():
@@ -28,10 +28,13 @@ print(kept, after - before, held - resident())
 """
 
 
-def measured(**extra: str) -> tuple[str, int, int]:
+def measured(heaps: str = "", **extra: str) -> tuple[str, int, int]:
     environment = {key: v for key, v in os.environ.items() if not key.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, env={**environment, **extra}
+        [sys.executable, "-c", CODE, heaps],
+        capture_output=True,
+        text=True,
+        env={**environment, **extra},
     )
     assert done.returncode == 0, done.stderr
     kept, faults, given = done.stdout.split()
@@ -39,8 +42,9 @@ def measured(**extra: str) -> tuple[str, int, int]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
-def test_freed_memory_is_used_again_until_it_is_given_back() -> None:
-    kept, faults, given = measured()
+@pytest.mark.parametrize("heaps", ["", "one_heap"])
+def test_freed_memory_is_used_again_until_it_is_given_back(heaps: str) -> None:
+    kept, faults, given = measured(heaps)
     assert kept == "True"
     assert faults < 2000  # ten times 10,240 pages, were each block the kernel's
     assert given > 8000  # of 10,240 pages
