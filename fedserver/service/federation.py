@@ -45,6 +45,8 @@ POLL_SECONDS = 40.0
 """How long a check-in is held; clients expect an answer within 45 s."""
 NOTICE_SECONDS = 5.0
 """A client that a run cannot take asks again after so long: its owner may mend it."""
+ENDING_SECONDS = 10.0
+"""A server that stops waits so long for calls that were cut off amid work on files."""
 
 
 class FederationService(federation_pb2_grpc.FederationServicer):
@@ -67,6 +69,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._engine, self._driver = engine, driver
         self._database, self._desk = database, TaskDesk(engine)
         self._standing, self._polls = Standing(engine), 0
+        self._calls: set[asyncio.Task[object]] = set()
         self._enrol = Gathered[Arrival, None](database, self._enrol_all)
         self._look = Gathered[str, tuple[TaskSpec | None, list[str]]](database, self._look_for)
         self._guard = Guard(
@@ -89,7 +92,10 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._downloads, self._uploads = Downloads(exchange), Uploads(exchange)
 
     async def close(self) -> None:
-        """End the file threads, and put on record what transfers counted."""
+        """Let calls that were cut off end, then the file threads; record what transfers counted."""
+        if self._calls:
+            # They still close files and count bytes, on threads that end here.
+            await asyncio.wait(self._calls, timeout=ENDING_SECONDS)
         self._files.close()
         await self._quota.save_all()
 
@@ -217,6 +223,10 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self, method: str, name: str, session: str, context: Context
     ) -> AsyncIterator[Caller]:
         """Hold one call: let in, counted, and its errors turned into refusals."""
+        call = asyncio.current_task()
+        assert call is not None
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
         caller = self._guard.caller(name, session)
         with refusals(method, name[:LONGEST_NAME]), self._callers.admitted(context, name):
             async with self._guard.call(caller):

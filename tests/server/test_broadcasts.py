@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from bench import runfile
+from structlog.testing import capture_logs
+from test_service import running
 
 from fedserver.service.broadcasts import Broadcasts
+from fedserver.service.federation import FederationService
 from fedserver.service.transfers import FileThreads
 from motley.wire.framing import read_frame
 
@@ -127,3 +132,40 @@ def test_readers_on_many_threads_get_their_own_bytes(payload: Path) -> None:
         assert broadcasts.held == 0
 
     scenario(body)
+
+
+def test_a_server_that_stops_lets_a_download_close_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes longer than the grace that calls are given, and gives in at the very end."""
+    reading, go_on = threading.Event(), threading.Event()
+    real_read, real_close = os.pread, FederationService.close
+
+    def slow(file: int, size: int, offset: int) -> bytes:
+        reading.set()
+        go_on.wait(60)
+        return real_read(file, size, offset)
+
+    async def close(service: FederationService) -> None:
+        go_on.set()
+        await real_close(service)
+
+    def open_payloads() -> list[str]:
+        handles = Path("/proc/self/fd").iterdir()
+        return [str(h) for h in handles if str(tmp_path) in os.path.realpath(h)]
+
+    async def main() -> None:
+        async with running(tmp_path / "data") as rig:
+            await rig.operator("submit", runfile(clients=1, rounds=1), "test")
+            task = await rig.task()
+            monkeypatch.setattr(os, "pread", slow)
+            monkeypatch.setattr(FederationService, "close", close)
+            download = asyncio.create_task(rig.download(task))
+            await asyncio.to_thread(reading.wait, 60)
+        await asyncio.gather(download, return_exceptions=True)
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert reading.is_set()
+    assert [entry for entry in logs if entry["event"] == "call_failed"] == []
+    assert open_payloads() == []
