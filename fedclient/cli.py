@@ -22,10 +22,11 @@ from fedclient.options import (
     parse_labels,
 )
 from motley import __version__
+from motley.command_line import Program
 from motley.errors import DataError, MotleyError, WorkloadError
 from motley.logs import LogFormat, configure
 
-app = typer.Typer(
+app = Program(
     help="A Motley client: trains on this device's own data and takes part in a server's runs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

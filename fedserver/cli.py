@@ -18,12 +18,14 @@ from fedserver.cli_options import (
     JsonOption,
     MetricsOption,
     TrackOption,
+    WorkloadOption,
     check_target,
     default_data,
     steers,
     watch_ports,
 )
 from motley import __version__
+from motley.command_line import Program
 from motley.errors import MotleyError, RunFileError
 from motley.logs import LogFormat, configure
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 else:
     Operator = Any  # typer reads annotations at run time
 
-app = typer.Typer(
+app = Program(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -70,10 +72,7 @@ def serve(
         str,
         typer.Option(metavar="HOST:PORT", help="For operators on other machines; default: none."),
     ] = "",
-    workload: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="NAME=module:object; may be given more than once."),
-    ] = None,
+    workload: WorkloadOption = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain text, without certificates.")
     ] = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fedserver.cli_options import JsonOption, check_target, steers
+from fedserver.cli_options import JsonOption, WorkloadOption, check_target, steers
 from motley import plugins
 from motley.errors import ExportError, PayloadError
 from motley.export.about import About
@@ -53,10 +53,7 @@ def export_global(
             help="With onnx: data to check the file on. Default: evaluate.held_out of the run.",
         ),
     ] = "",
-    workload: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="NAME=module:object; may be given more than once."),
-    ] = None,
+    workload: WorkloadOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Write a run's global model as safetensors, ONNX, or a packed file."""

@@ -18,6 +18,7 @@ from fedserver.cli_options import (
     default_data,
     steers,
 )
+from motley.command_line import Program
 from motley.logs import LogFormat, configure
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 else:
     Operator = Any  # typer reads annotations at run time
 
-tokens = typer.Typer(no_args_is_help=True, help="Join tokens: make, list, revoke.")
-clients = typer.Typer(help="List the clients, or shut one out.")
-operators = typer.Typer(no_args_is_help=True, help="Who may steer the server from elsewhere.")
+tokens = Program(no_args_is_help=True, help="Join tokens: make, list, revoke.")
+clients = Program(help="List the clients, or shut one out.")
+operators = Program(no_args_is_help=True, help="Who may steer the server from elsewhere.")
 
 LifetimeOption = Annotated[str, typer.Option(help="How long the token works: 24h, 7d, 30m.")]
 UsesOption = Annotated[int, typer.Option(min=1, help="How many devices may join with it.")]

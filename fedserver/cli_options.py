@@ -25,9 +25,17 @@ def default_data() -> Path:
 
 DataOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads annotations of Python 3.10 at run time
-    typer.Option("--data", help="Data directory of the server. [env: MOTLEY_DATA]"),
+    typer.Option("--data", help="Data directory of the server; default: MOTLEY_DATA, if set."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+WorkloadOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--workload",
+        metavar="NAME=MODULE:OBJECT",
+        help="What a workload's name means here; may be given more than once.",
+    ),
+]
 OperatorOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(

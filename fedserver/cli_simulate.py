@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from fedserver.cli_options import JsonOption
+from fedserver.cli_options import JsonOption, WorkloadOption
 from motley.errors import MotleyError, RunFileError
 from motley.logs import LogFormat, configure
 from motley.runfile import parse
@@ -59,10 +59,7 @@ def simulate(
         int, typer.Option(help="Clients that train at once; 1: one by one, exactly.", min=1)
     ] = 1,
     device: Annotated[str, typer.Option(help="What trains: cpu, cuda, cuda:1 ...")] = "cpu",
-    workload: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="NAME=module:object; may be given more than once."),
-    ] = None,
+    workload: WorkloadOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Run a run file with all of its clients in this process; exits with 1 unless it finished."""

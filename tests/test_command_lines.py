@@ -1,0 +1,56 @@
+"""What `--help` says of every command of both programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import fedclient.cli
+import fedserver.cli
+from motley.command_line import Program
+
+PROGRAMS = {"fedclient": fedclient.cli.app, "fedserver": fedserver.cli.app}
+
+
+def commands(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """Yield the names that lead to a command, and to those below it."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, *path, name)
+
+
+EVERY = [
+    (program, *path)
+    for program, app in PROGRAMS.items()
+    for path in commands(typer.main.get_command(app))
+]
+
+
+@pytest.mark.parametrize("path", EVERY, ids=" ".join)
+def test_help_shows_flags_without_a_value(path: tuple[str, ...]) -> None:
+    program, *words = path
+    wide = {"COLUMNS": "300", "TERMINAL_WIDTH": "300"}
+    shown = CliRunner(env=wide).invoke(PROGRAMS[program], [*words, "--help"])
+    assert shown.exit_code == 0, shown.output
+    assert "--help" in shown.output
+    assert "bool" not in shown.output.lower()
+
+
+def test_an_option_with_a_value_says_so() -> None:
+    program = Program()
+
+    @program.command()
+    def start(
+        loud: bool = typer.Option(False, "--loud", help="Say more."),
+        name: str = typer.Option("", metavar="NAME", help="Of whom."),
+    ) -> None:
+        print(loud, name)
+
+    told = CliRunner().invoke(program, ["--help"]).output.split()
+    assert told[told.index("--loud") + 1] == "Say"
+    assert told[told.index("--name") + 1] == "NAME"
+    assert CliRunner().invoke(program, ["--loud", "--name", "x"]).output.split() == ["True", "x"]
