@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 
 from fedclient.errors import OptionError
+from motley.errors import did_you_mean
 
 COMMAND_SECONDS = 10.0
 """For one question to the platform; Termux's programs hang where their app is missing."""
@@ -62,7 +63,7 @@ def parse_conditions(text: str) -> tuple[Condition, ...]:
     if unknown:
         raise OptionError(
             f"--only-when {min(unknown)!r}: expected some of charging, unmetered, idle, "
-            f"with commas between them"
+            f"with commas between them{did_you_mean(min(unknown), [c.value for c in Condition])}"
         )
     return tuple(condition for condition in Condition if condition.value in words)
 

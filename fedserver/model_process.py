@@ -16,7 +16,7 @@ from typing import Any
 
 from fedserver.errors import PreparationError
 from fedserver.storage.trouble import disk_trouble
-from motley.errors import MotleyError
+from motley.errors import MotleyError, did_you_mean
 from motley.plugins import create
 from motley.seeding import derive
 from motley.workload import Split, Workload
@@ -85,7 +85,7 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     chosen = job["global_variant"] or next(iter(variants))
     for name in [chosen, *job["variants"]]:
         if name not in variants:
-            known = ", ".join(variants)
+            known = ", ".join(variants) + did_you_mean(name, variants)
             raise PreparationError(
                 f"workload {job['workload']!r} has no model variant {name!r}; it has {known}"
             )

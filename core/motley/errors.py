@@ -6,7 +6,23 @@ that logs, `--json` output and the wire carry.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """Return the end of a message about a name that there is not: the one that comes closest.
+
+    >>> did_you_mean("QuPED", ["fedavg", "quped"])
+    "; did you mean 'quped'?"
+
+    "" where none comes close. Capitals do not count.
+    """
+    from difflib import get_close_matches
+
+    known = {name.lower(): name for name in names}
+    close = get_close_matches(given.lower(), known, n=1)
+    return f"; did you mean {known[close[0]]!r}?" if close else ""
 
 
 class MotleyError(Exception):

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from motley.errors import WorkloadError
+from motley.errors import WorkloadError, did_you_mean
 from motley.workload import Scalar, Workload
 
 GROUP = "motley.workloads"
@@ -45,6 +45,7 @@ def find(name: str, mappings: Mapping[str, str]) -> str:
         raise WorkloadError(
             f"workload {name!r} is not mapped on this machine; start with "
             f"--workload {name}=module:object (known: {', '.join(sorted(known)) or 'none'})"
+            f"{did_you_mean(name, known)}"
         )
     return known[name]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,7 +20,8 @@ from pydantic import (
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm
-from motley.errors import MotleyError, RunFileError
+from motley.errors import MotleyError, RunFileError, did_you_mean
+from motley.faults import describe
 from motley.plan import FULL_PRECISION, check_bits
 from motley.promises import promise_faults
 from motley.workload import Scalar
@@ -67,8 +67,10 @@ class Run(_Section):
     @field_validator("algorithm")
     @classmethod
     def _algorithm_exists(cls, name: str) -> str:
-        if name not in registry.names():
-            raise ValueError(f"no such algorithm; expected one of {', '.join(registry.names())}")
+        known = registry.names()
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"no such algorithm{hint} (known: {', '.join(known)})")
         return name
 
 
@@ -364,33 +366,3 @@ def _aggregate_faults(runfile: RunFile) -> list[str]:
             f"fewer than {FEWEST_ROBUST} updates; raise it to {FEWEST_ROBUST} or more"
         ]
     return []
-
-
-def describe(error: ValidationError, model: type[BaseModel], place: str = "") -> list[str]:
-    """Turn pydantic's errors into lines `field: what was wrong (what was given)`."""
-    lines = []
-    for item in error.errors():
-        location = [place] if place else []
-        location += [str(part) for part in item["loc"]]
-        line = f"{'.'.join(location) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(model, item["loc"][:-1])
-            close = get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            line = f"{'.'.join(location)}: no such field{hint} (known: {', '.join(known)})"
-        elif item["type"] != "missing" and not isinstance(item["input"], Mapping | BaseModel):
-            line += f" (got {item['input']!r})"
-        lines.append(line)
-    return lines
-
-
-def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Return the field names of the section at `path` inside `model`."""
-    current: Any = model
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = current.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        current = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(current.model_fields)

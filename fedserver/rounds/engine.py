@@ -32,7 +32,7 @@ from fedserver.rounds.membership import frozen, refusal
 from fedserver.rounds.presence import Arrival, Presence
 from fedserver.storage.schema import clients, members, rounds, runs, tasks
 from fedserver.storage.trouble import disk_trouble
-from motley.errors import MotleyError
+from motley.errors import MotleyError, did_you_mean
 
 log = get_logger()
 
@@ -274,9 +274,10 @@ class Engine:
             row = tx.execute(select(runs).where(condition).order_by(runs.c.sequence.desc())).first()
             if run and row is not None:
                 return row
-        known = tx.scalars(select(runs.c.name).order_by(runs.c.sequence.desc()).limit(5)).all()
+        known = tx.scalars(select(runs.c.name).order_by(runs.c.sequence.desc())).all()
         raise UnknownRunError(
-            f"no run has the id or name {run!r}; the newest are {', '.join(known) or 'none yet'}"
+            f"no run has the id or name {run!r}; the newest are "
+            f"{', '.join(known[:5]) or 'none yet'}{did_you_mean(run, known)}"
         )
 
     def forget(self, run_id: str) -> None:
@@ -375,7 +376,8 @@ class Engine:
             return [f"run {row.name} cannot take this client: {why}"]
         named = arrival.profile.tier
         if row.status == "waiting" and named and named not in tiers:
-            return [f"run {row.name} has no tier {named!r}, only {', '.join(tiers)}"]
+            only = ", ".join(tiers) + did_you_mean(named, tiers)
+            return [f"run {row.name} has no tier {named!r}, only {only}"]
         return []
 
     def tasks_in_hand(self) -> dict[str, set[str]]:

@@ -21,7 +21,7 @@ from structlog.stdlib import get_logger
 from fedserver.errors import CrowdedError, LimitsFileError, RateError, SetAsideError
 from fedserver.rounds.clock import Clock
 from motley.errors import MotleyError
-from motley.runfile import describe
+from motley.faults import describe
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,6 +12,7 @@ from typing import Any
 from fedserver.errors import PopulationError
 from fedserver.rounds.presence import Arrival, Capabilities, Presence, Profile
 from motley.algorithms import registry
+from motley.errors import did_you_mean
 from motley.runfile import RunFile
 from motley.wire import ENCODING_NAMES
 from motley.wire import VERSION as WIRE_VERSION
@@ -127,7 +128,9 @@ def _counts(runfile: RunFile, counts: Mapping[str, int], number: int) -> list[tu
     known = [tier.name for tier in runfile.tiers]
     unknown = [name for name in counts if name not in known]
     if unknown:
-        raise PopulationError(f"the run file has no tier {unknown[0]!r}; it has {', '.join(known)}")
+        hint = did_you_mean(unknown[0], known)
+        has = f"it has {', '.join(known)}{hint}"
+        raise PopulationError(f"the run file has no tier {unknown[0]!r}; {has}")
     if not counts and len(known) == 1:
         return [(known[0], number)]
     if sum(counts.values()) != number:

@@ -107,6 +107,16 @@ def test_profiles_choose_tiers_and_owners_may_name_one(bench: Bench) -> None:
     assert bench.task("large").plan.bits == {}
 
 
+def test_misspelt_tiers_and_runs_are_answered_with_the_name_that_was_meant(bench: Bench) -> None:
+    bench.arrive("c0", tier="phnoe")
+    bench.submit(runfile(clients=2, sections=TIERS).replace("fedavg", "quped"))
+    assert bench.engine.notices(["c0"])[0] == [
+        "run test has no tier 'phnoe', only phone, pc; did you mean 'phone'?"
+    ]
+    with pytest.raises(UnknownRunError, match=r"'tset'; the newest are test; did you mean 'test'"):
+        bench.record("tset")
+
+
 def test_client_sampling_follows_the_seed_alone(bench: Bench) -> None:
     run_id, names = started(bench, 4, rounds=3, extra_clients="count = 2")
     cohorts = []

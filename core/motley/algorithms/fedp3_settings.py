@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from motley.algorithms.fedp3_strategies import AGGREGATIONS, TRAINERS, UPLOAD_STEPS
 from motley.algorithms.local_settings import LocalSettings
+from motley.errors import did_you_mean
 from motley.privacy.settings import PrivacySettings
 from motley.prune.layers import POLICIES
 from motley.prune.local import LOCAL_RULES
@@ -68,7 +69,9 @@ class FedP3Settings(LocalSettings, PrivacySettings):
     def _is_known(cls, value: str, info: Any) -> str:
         table = _STRATEGIES[info.field_name]
         if value not in table:
-            raise ValueError(f"no strategy is called {value!r}; expected one of {', '.join(table)}")
+            hint = did_you_mean(value, table)
+            expected = f"expected one of {', '.join(table)}{hint}"
+            raise ValueError(f"no strategy is called {value!r}; {expected}")
         return value
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from motley.algorithms.base import Broadcast, ClientContext, Coefficient, Tensors
-from motley.errors import PlanError
+from motley.errors import PlanError, did_you_mean
 
 Scalars = Mapping[str, Mapping[str, float]]
 """What `FedP3.measure` kept of each counted update, by client."""
@@ -46,7 +46,8 @@ def plain(values: Tensors, broadcast: Broadcast, context: ClientContext) -> Tens
 def resolve(table: Mapping[str, str], name: str) -> Any:
     """Return the object that a name stands for; raise PlanError when there is no such name."""
     if name not in table:
-        raise PlanError(f"no strategy is called {name!r}; there are {', '.join(table)}")
+        hint = did_you_mean(name, table)
+        raise PlanError(f"no strategy is called {name!r}; there are {', '.join(table)}{hint}")
     module, _, attribute = table[name].partition(":")
     return getattr(import_module(module), attribute)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from motley.algorithms.base import Algorithm
-from motley.errors import PlanError
+from motley.errors import PlanError, did_you_mean
 
 _CLASSES = {
     "binaryrelax": "motley.algorithms.binaryrelax:BinaryRelax",
@@ -32,7 +32,8 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> type[Algorithm]:
     """Return an algorithm's class; raise PlanError when there is none of that name."""
     if name not in _CLASSES:
-        raise PlanError(f"no algorithm is called {name!r}; there are {', '.join(names())}")
+        hint = did_you_mean(name, _CLASSES)
+        raise PlanError(f"no algorithm is called {name!r}; there are {', '.join(_CLASSES)}{hint}")
     module, _, attribute = _CLASSES[name].partition(":")
     found: type[Algorithm] = getattr(import_module(module), attribute)
     return found

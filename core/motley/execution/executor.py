@@ -21,7 +21,7 @@ from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors, Trained
-from motley.errors import LostStateError, PlanError, TrainingError
+from motley.errors import LostStateError, PlanError, TrainingError, did_you_mean
 from motley.execution.encoding import encode_update
 from motley.execution.protection import covered, is_protected, withholding
 from motley.models.units import UnitTable, load_tensors, variant_table
@@ -184,7 +184,7 @@ class Executor:
 
     def _variant(self, name: str) -> Variant:
         if name not in self._variants:
-            known = ", ".join(self._variants)
+            known = ", ".join(self._variants) + did_you_mean(name, self._variants)
             raise PlanError(f"this workload has no model variant {name!r}; it has {known}")
         return self._variants[name]
 

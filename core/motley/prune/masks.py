@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from motley.errors import PlanError
+from motley.errors import PlanError, did_you_mean
 from motley.models.units import TensorInfo
 from motley.plan import Plan
 from motley.seeding import derive
@@ -128,5 +128,6 @@ class UploadMasks:
 def named(table: dict[str, T], name: str, what: str) -> T:
     """Return an entry of a table of strategies; raise PlanError when there is none."""
     if name not in table:
-        raise PlanError(f"no {what} is called {name!r}; there are {', '.join(table)}")
+        hint = did_you_mean(name, table)
+        raise PlanError(f"no {what} is called {name!r}; there are {', '.join(table)}{hint}")
     return table[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import TypeVar
 
-from motley.errors import DataError
+from motley.errors import DataError, did_you_mean
 from motley.workload import DataSpec
 
 T = TypeVar("T")
@@ -53,7 +53,8 @@ def check_known(spec: DataSpec, known: Collection[str]) -> None:
     for name in spec.options:
         if name not in known:
             raise DataError(
-                f"data option {name!r} is not known for this workload; there are {', '.join(known)}"
+                f"data option {name!r} is not known for this workload; there are "
+                f"{', '.join(known)}{did_you_mean(name, known)}"
             )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from motley.errors import DataError
+from motley.errors import DataError, did_you_mean
 from motley.workload import DataSpec
 from motley.workloads.options import (
     Amount,
@@ -146,4 +146,5 @@ def _split(text: str | None, known: Sequence[str]) -> Split | None:
     for name in usable:
         if text == name:
             return name
-    raise DataError(f"data option split={text}; expected one of {', '.join(usable)}")
+    hint = did_you_mean(text, usable)
+    raise DataError(f"data option split={text}; expected one of {', '.join(usable)}{hint}")

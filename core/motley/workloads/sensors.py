@@ -19,7 +19,7 @@ import numpy as np
 
 from motley.data import sisfall
 from motley.data.draws import Indices
-from motley.errors import DataError
+from motley.errors import DataError, did_you_mean
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.options import check_known, count, fraction, index, value
 
@@ -112,7 +112,8 @@ def chosen_subjects(spec: DataSpec, names: list[str]) -> list[str]:
         if clients is not None or client is not None:
             raise DataError("data options subject and clients exclude each other; give one")
         if subject not in names:
-            raise DataError(f"no subject is called {subject!r}; there are {', '.join(names)}")
+            hint = did_you_mean(subject, names)
+            raise DataError(f"no subject is called {subject!r}; there are {', '.join(names)}{hint}")
         return [subject]
     if clients is None:
         if client is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from motley.data import labelled, plays, tokens
 from motley.data.draws import Indices
 from motley.data.shared import shared
-from motley.errors import DataError, WorkloadError
+from motley.errors import DataError, WorkloadError, did_you_mean
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
 from motley.workloads.options import Range, amount, check_known, count, index, value
 from motley.workloads.selection import Selection
@@ -237,7 +237,7 @@ class RoleChoice:
             if self.role not in roles:
                 raise DataError(
                     f"no role is called {self.role!r}; there are {len(names)}, those that speak "
-                    f"most are {', '.join(names[:8])}"
+                    f"most are {', '.join(names[:8])}{did_you_mean(self.role, names)}"
                 )
             return [self.role]
         if self.clients is None:
