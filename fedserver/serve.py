@@ -15,6 +15,7 @@ from structlog.stdlib import get_logger
 
 from fedserver.control_socket import control_socket
 from fedserver.listeners import Ports, client_server, socket_server
+from fedserver.listening import note
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
@@ -120,6 +121,7 @@ async def serve(
             listening += watching.listening
         for server in servers:
             await server.start()
+        note(root, listening, insecure=secure is None)
         log.info("serving", address=bound, data=str(root), version=__version__)
         if secure:
             log.info("serving_with_certificates", **dict(line.split(" ") for line in listening[1:]))

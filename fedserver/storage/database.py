@@ -34,6 +34,7 @@ OWN_NAMES = {
     "dashboard-token",
     "identity",
     "incoming",
+    "listening.json",
     "lock",
     "motley.sqlite",
     "payloads",

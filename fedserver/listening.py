@@ -1,0 +1,51 @@
+"""Where the server of a data directory listens, or did when it ran last; for who asks beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from structlog.stdlib import get_logger
+
+log = get_logger()
+
+FILE = "listening.json"
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What a server noted when it began to listen."""
+
+    addresses: Mapping[str, str]
+    """`HOST:PORT` by listener: `client`, and as far as they are open `join`, `control`,
+    `dashboard` and `metrics`."""
+    insecure: bool
+    """Whether it speaks plain text."""
+
+
+def note(root: Path, lines: Sequence[str], *, insecure: bool) -> None:
+    """Write down where a server listens; a disk that refuses that does not end it.
+
+    Args:
+        root: the data directory.
+        lines: the client port's address, then `NAME ADDRESS` for each further listener.
+        insecure: whether it speaks plain text.
+    """
+    client, *others = lines
+    found = Listening({"client": client, **dict(line.split(" ") for line in others)}, insecure)
+    try:
+        (root / FILE).write_text(json.dumps(asdict(found), indent=1))
+    except OSError as error:
+        log.warning("addresses_not_noted", reason=str(error))
+
+
+def noted(root: Path) -> Listening | None:
+    """Return what the newest server of a data directory noted; None where that cannot be read."""
+    try:
+        found = json.loads((root / FILE).read_bytes())
+        addresses = {str(name): str(address) for name, address in found["addresses"].items()}
+        return Listening(addresses, bool(found["insecure"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
