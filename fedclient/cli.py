@@ -210,7 +210,7 @@ def doctor(
 ) -> None:
     """Look for what may keep this device from taking part; exits with 1 on a problem."""
     from fedclient.doctor import Patient, examine
-    from motley.checkup import findings
+    from motley.checkup.findings import report
 
     if insecure and not server:
         raise OptionError("--insecure needs --server HOST:PORT: nothing is known from joining")
@@ -221,9 +221,7 @@ def doctor(
         insecure=insecure,
         device=device,
     )
-    found = list(examine(patient))
-    typer.echo(findings.as_json(found)) if as_json else findings.print_table(found)
-    raise typer.Exit(findings.exit_status(found))
+    raise typer.Exit(report(examine(patient), json_output=as_json))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import ssl
 import time
@@ -14,6 +15,7 @@ import grpc
 
 from fedclient.channel import CHANNEL_OPTIONS
 from fedclient.errors import ClientError
+from fedclient.options import clients_directory
 from fedclient.profile import LIBRARIES
 from motley.checkup import machine
 from motley.checkup.findings import Finding, fine, problem, warning
@@ -41,15 +43,19 @@ class Patient:
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    """Yield one finding after another; none raises, and nothing on the device is changed."""
+    """Yield one finding after another; none raises, and nothing on the device is changed.
+
+    The slowest comes last.
+    """
     yield machine.versions([name for name in LIBRARIES if name != "torch"])
-    yield machine.torch_build(patient.device)
     yield machine.disk("state directory", patient.state)
     yield machine.codec()
     if patient.insecure:
         yield _answers(patient.server, grpc.insecure_channel(patient.server, CHANNEL_OPTIONS))
-        return
-    yield from _identity(patient)
+    else:
+        yield from _identity(patient)
+    yield machine.compiled_loops()
+    yield machine.torch_build(patient.device)
 
 
 def _identity(patient: Patient) -> Iterator[Finding]:
@@ -60,13 +66,18 @@ def _identity(patient: Patient) -> Iterator[Finding]:
 
     folder, now = patient.state / "identity", time.time()
     if not IdentityStore(patient.state).joined:
-        do = "fedclient join TOKEN --name NAME, or say --insecure --server HOST:PORT"
-        yield problem("certificate", f"{folder} holds none: not joined", do)
+        do = "say --insecure --server HOST:PORT, or join"
+        join = _join(patient, patient.name or "NAME")
+        yield problem("certificate", f"{folder} holds none: not joined", do, join)
         return
     path = folder / "client.pem"
-    mend = "a token by `fedserver tokens create --client NAME`, then `fedclient join`"
+    name = patient.name or _owner(path) or "NAME"
+    mend = "join anew with a token that the server's operator makes"
+    commands = f"fedserver tokens create --client {name}", _join(patient, name)
     yield trust.permissions("key", path)
-    yield trust.certificate("certificate", path, now, mend=mend, renews="by the daemon")
+    yield trust.certificate(
+        "certificate", path, now, mend=mend, renews="by the daemon", commands=commands
+    )
     known = {"this device's certificate": trust.read(path)}
     known["the authority's"] = trust.read(folder / "authority.pem")
     server = patient.server or _told(folder)
@@ -77,9 +88,9 @@ def _identity(patient: Patient) -> Iterator[Finding]:
         known["the server's"] = read_certificate(shown.encode())
     yield trust.clock({whose: found for whose, found in known.items() if found}, now)
     try:
-        identity = IdentityStore(patient.state).load(patient.name or _owner(path))
+        identity = IdentityStore(patient.state).load(name)
     except (ClientError, IdentityError) as error:
-        yield problem("identity", str(error), mend)
+        yield problem("identity", str(error), f"mend what stands above; else {mend}", *commands)
         return
     credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.chain)
     options = (*CHANNEL_OPTIONS, *NAMES)
@@ -133,6 +144,15 @@ def _told(folder: Path) -> str:
 
 
 def _owner(path: Path) -> str:
-    from motley.identity.certificates import read_certificate
+    """Return the name on a certificate; "" when there is none."""
+    from motley.checkup import trust
 
-    return read_certificate(path.read_bytes()).name
+    found = trust.read(path)
+    return found.name if found else ""
+
+
+def _join(patient: Patient, name: str) -> str:
+    """Return the command by which this device joins, once it has a token."""
+    usual = clients_directory() in (patient.state, patient.state.parent)
+    state = [] if usual else ["--state", str(patient.state)]
+    return shlex.join(["fedclient", "join", "TOKEN", "--name", name, *state])

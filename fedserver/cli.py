@@ -144,10 +144,13 @@ def serve(
 def doctor(
     data: DataOption = None,
     listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="The client port, as `serve` is given it.")
+        str,
+        typer.Option(
+            metavar="HOST:PORT", help="The client port. Default: where it listens, or did last."
+        ),
     ] = "",
     join_listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="The join port. Default: the one after it.")
+        str, typer.Option(metavar="HOST:PORT", help="The join port. Default: likewise.")
     ] = "",
     no_join: Annotated[bool, typer.Option("--no-join", help="There is no join port.")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="It serves plain text.")] = False,
@@ -155,17 +158,16 @@ def doctor(
 ) -> None:
     """Look for what may keep a server from working; exits with 1 on a problem."""
     from fedserver.doctor import Patient, examine
-    from fedserver.listeners import next_port
-    from motley.checkup import findings
+    from motley.checkup.findings import report
 
-    listen = listen or ("127.0.0.1:9400" if insecure else "0.0.0.0:9400")
-    join = "" if no_join else join_listen or next_port(listen)
     patient = Patient(
-        data=data or default_data(), listen=listen, join_listen=join, insecure=insecure
+        data=data or default_data(),
+        listen=listen,
+        join_listen=join_listen,
+        no_join=no_join,
+        insecure=insecure,
     )
-    found = list(examine(patient))
-    print(findings.as_json(found)) if json_output else findings.print_table(found)
-    raise typer.Exit(findings.exit_status(found))
+    raise typer.Exit(report(examine(patient), json_output=json_output))
 
 
 def _check_authority(root: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedserver.client import ControlError, Operator
 from fedserver.control_socket import control_socket
-from fedserver.listeners import split_address
+from fedserver.listeners import next_port, split_address
+from fedserver.listening import Listening, noted
 from motley.checkup import machine
 from motley.checkup.findings import Finding, fine, problem, warning
 from motley.errors import IdentityError
@@ -21,6 +23,8 @@ from motley.errors import IdentityError
 LIBRARIES = ("numpy", "grpcio", "protobuf", "sqlalchemy", "alembic", "grpcio-health-checking")
 FEW_FILES = 1024
 CONNECT_SECONDS = 5.0
+_OPTIONS = {"client": "--listen", "join": "--join-listen", "control": "--control-listen"}
+"""Of `serve`, by listener; others have the listener's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,31 +32,62 @@ class Patient:
     """What the doctor is asked about."""
 
     data: Path
-    listen: str
-    """Client port, `HOST:PORT`."""
+    listen: str = ""
+    """Client port, `HOST:PORT`; "" for where the server listens, or did last, or would."""
     join_listen: str = ""
-    """Join port; "" when no device may join."""
+    """Join port; "" as for the client port, or the one after that where it is given."""
+    no_join: bool = False
     insecure: bool = False
+    """Whether it is to speak plain text; of a server that runs it is known."""
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    """Yield one finding after another; none raises, and nothing in the directory is changed."""
+    """Yield one finding after another; none raises, and nothing in the directory is changed.
+
+    The slowest comes last.
+    """
     yield machine.versions(LIBRARIES)
-    yield machine.torch_build()
     yield machine.disk("data directory", patient.data)
     yield machine.codec()
     yield _open_files()
-    runs = _is_running(patient.data)
+    runs, known = _is_running(patient.data), noted(patient.data)
+    insecure = known.insecure if runs and known else patient.insecure
+    if known and (patient.listen or known.insecure != insecure):
+        known = None
     yield runs or warning(
-        "server", "none runs on this data directory", f"fedserver serve --data {patient.data}"
+        "server",
+        "none runs on this data directory",
+        "start it",
+        _command("serve", patient.data, *["--insecure"] * insecure),
     )
-    ports = [("client port", patient.listen)]
-    if patient.join_listen and not patient.insecure:
-        ports.append(("join port", patient.join_listen))
-    for what, address in ports:
-        yield _port(what, address, running=runs is not None)
-    if not patient.insecure:
+    for name, address in ports(patient, known, insecure=insecure).items():
+        yield _port(name, address, running=runs is not None, is_known=known is not None)
+    if not insecure:
         yield from _authority(patient.data)
+    yield machine.compiled_loops()
+    yield machine.torch_build()
+
+
+def ports(patient: Patient, known: Listening | None, *, insecure: bool) -> Mapping[str, str]:
+    """Return the addresses to look at, by name of the listener.
+
+    Without a note of the server's they are what `serve` listens on with the same options.
+    """
+    if known:
+        found = dict(known.addresses)
+    else:
+        client = patient.listen or ("127.0.0.1:9400" if insecure else "0.0.0.0:9400")
+        found = {"client": client, "join": next_port(client)}
+    if patient.join_listen:
+        found["join"] = patient.join_listen
+    if patient.no_join or insecure:
+        found.pop("join", None)
+    return found
+
+
+def _command(words: str, data: Path, *options: str) -> str:
+    """Return a command of this program for a data directory, to be typed as it is."""
+    return f"fedserver {words} {shlex.join(['--data', str(data), *options])}"
 
 
 def _open_files() -> Finding:
@@ -77,8 +112,9 @@ def _is_running(data: Path) -> Finding | None:
     return None
 
 
-def _port(what: str, address: str, *, running: bool) -> Finding:
+def _port(name: str, address: str, *, running: bool, is_known: bool) -> Finding:
     """Tell whether a port answers, or where no server runs whether one could have it."""
+    what = f"{name} port"
     host, port = split_address(address)
     host = host.strip("[]")
     if running:
@@ -87,6 +123,8 @@ def _port(what: str, address: str, *, running: bool) -> Finding:
             socket.create_connection((near, port), CONNECT_SECONDS).close()
         except OSError as error:
             do = "is it the address that `fedserver serve` was given? Say it with --listen"
+            if is_known:
+                do = "the server listened there when it began; look into its log"
             return problem(what, f"{address}: {error.strerror or error}", do)
         return fine(what, f"{address} takes connections")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -95,7 +133,8 @@ def _port(what: str, address: str, *, running: bool) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        do = "end what listens there, or give `fedserver serve` another address"
+        option = _OPTIONS.get(name, f"--{name}")
+        do = f"end what listens there, or give `fedserver serve` another with {option}"
         return problem(what, f"{address}: {error.strerror or error}", do)
     return fine(what, f"{address} is free")
 
@@ -107,8 +146,8 @@ def _authority(data: Path) -> Iterator[Finding]:
     folder, now = data / "identity", time.time()
     authority = trust.read(folder / "authority.pem")
     if authority is None:
-        do = f"fedserver init --data {data}, or say --insecure"
-        yield problem("authority", f"{folder} holds none", do)
+        do = "say --insecure, or make one"
+        yield problem("authority", f"{folder} holds none", do, _command("init", data))
         return
     backup = "put identity/ back from a backup"
     authority_file = folder / "authority.pem"
@@ -136,5 +175,12 @@ def _operators(data: Path, now: float) -> Iterator[Finding]:
         return
     for entry in entries:
         if entry.not_after - now < 30 * DAY:
-            do = f"fedserver operators revoke {entry.name}, then `operators create {entry.name}`"
-            yield warning(f"operator {entry.name}", f"until {moment(entry.not_after)}", do)
+            name = entry.name
+            again = _command(f"operators create {name}", data, "-o", f"{name}.json")
+            yield warning(
+                f"operator {name}",
+                f"until {moment(entry.not_after)}",
+                "make another certificate, and bring it over",
+                _command(f"operators revoke {name}", data),
+                again,
+            )

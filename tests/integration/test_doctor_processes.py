@@ -26,14 +26,14 @@ def doctor(module: str, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, {f["what"]: f for f in json.loads(done.stdout)["findings"]}
 
 
-def server_doctor(found: Federation) -> tuple[int, dict[str, Any]]:
-    ports = ["--listen", found.address, "--join-listen", found.join_address]
-    return doctor("fedserver", "--data", str(found.data), *ports)
+def server_doctor(found: Federation, *options: str) -> tuple[int, dict[str, Any]]:
+    return doctor("fedserver", "--data", str(found.data), *options)
 
 
 def test_doctors_find_what_is_well_and_what_is_not(tmp_path: Path) -> None:
     with federation(tmp_path, []) as found:
-        found.serve()
+        found.serve("--metrics", "127.0.0.1:0")
+        metrics = found.ports["metrics"]
         assert found.join("phone-1").returncode == 0
         state = ["--state", str(tmp_path / "phone-1")]
 
@@ -42,6 +42,12 @@ def test_doctors_find_what_is_well_and_what_is_not(tmp_path: Path) -> None:
         assert {f["verdict"] for f in findings.values()} == {"ok"}
         assert findings["server"]["found"] == "answers; 0 runs on record"
         assert "renewed by the server from" in findings["certificate"]["found"]
+        for name, address in (
+            ("client", found.address), ("join", found.join_address), ("metrics", metrics)
+        ):  # fmt: skip
+            assert findings[f"{name} port"]["found"] == f"{address} takes connections"
+        status, findings = server_doctor(found, "--listen", "127.0.0.1:1")
+        assert (status, findings["client port"]["verdict"]) == (1, "problem")
 
         status, findings = doctor("fedclient", *state)
         assert status == 0, findings
@@ -54,11 +60,23 @@ def test_doctors_find_what_is_well_and_what_is_not(tmp_path: Path) -> None:
         (tmp_path / "phone-1/identity/client.pem").chmod(0o644)
         status, findings = doctor("fedclient", *state)
         assert status == 1
-        assert findings["key"]["do"].startswith("chmod 600")
+        assert findings["key"]["commands"][0].startswith("chmod 600")
         assert "holds a private key and others can use it" in findings["identity"]["found"]
         (tmp_path / "phone-1/identity/client.pem").chmod(0o600)
         assert doctor("fedclient", *state)[1]["server"]["verdict"] == "problem"
         status, findings = server_doctor(found)
         assert status == 0
         assert findings["server"]["verdict"] == "warning"
-        assert findings["client port"]["found"].endswith("is free")
+        assert findings["client port"]["found"] == f"{found.address} is free"
+        assert findings["metrics port"]["found"] == f"{metrics} is free"
+        (start,) = findings["server"]["commands"]
+        assert start == f"fedserver serve --data {found.data}"
+
+
+def test_a_server_in_plain_text_is_known_as_such(tmp_path: Path) -> None:
+    with federation(tmp_path) as found:
+        found.serve()
+        status, findings = server_doctor(found)
+        assert status == 0, findings
+        assert findings["client port"]["found"] == f"{found.address} takes connections"
+        assert not {"join port", "authority"} & findings.keys()

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MARGIN = 26
+"""Columns before the words: those of verdict and name."""
+LEAST_WORDS = 30
+"""Columns of words, also on a narrower terminal."""
 
 
 class Verdict(str, Enum):
@@ -14,6 +24,9 @@ class Verdict(str, Enum):
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
+
+
+COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class Finding:
     found: str
     do: str = ""
     """"" when nothing is to be done."""
+    commands: tuple[str, ...] = ()
+    """What to type for it, each a whole line of a shell."""
 
 
 def fine(what: str, found: str) -> Finding:
@@ -32,14 +47,14 @@ def fine(what: str, found: str) -> Finding:
     return Finding(what, Verdict.OK, found)
 
 
-def warning(what: str, found: str, do: str) -> Finding:
+def warning(what: str, found: str, do: str, *commands: str) -> Finding:
     """Return a finding that may become a problem."""
-    return Finding(what, Verdict.WARNING, found, do)
+    return Finding(what, Verdict.WARNING, found, do, commands)
 
 
-def problem(what: str, found: str, do: str) -> Finding:
+def problem(what: str, found: str, do: str, *commands: str) -> Finding:
     """Return a finding that keeps things from working."""
-    return Finding(what, Verdict.PROBLEM, found, do)
+    return Finding(what, Verdict.PROBLEM, found, do, commands)
 
 
 def exit_status(findings: Sequence[Finding]) -> int:
@@ -53,18 +68,44 @@ def as_json(findings: Sequence[Finding]) -> str:
     return json.dumps({"problems": exit_status(findings) == 1, "findings": lines}, indent=1)
 
 
-def print_table(findings: Sequence[Finding]) -> None:
-    """Print the report for people; colours where the terminal has them."""
+def report(findings: Iterable[Finding], *, json_output: bool) -> int:
+    """Print each finding as it comes, or one JSON document at the end; return the exit status.
+
+    A terminal shows that more is looked at, for JSON on standard error.
+    """
     from rich.console import Console
-    from rich.table import Table
+
+    console, seen = Console(stderr=json_output, highlight=False), []
+    with console.status("looking ...", spinner="line"):  # of ASCII: any terminal has it
+        for finding in findings:
+            seen.append(finding)
+            if not json_output:
+                _print(finding, console)
+    if json_output:
+        print(as_json(seen))
+    return exit_status(seen)
+
+
+def _print(finding: Finding, console: Console) -> None:
+    """Print a finding for people; colours where the terminal has them."""
     from rich.text import Text
 
-    colours = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
-    table = Table("what", "")
-    # Folded, never cut: paths and commands in them are there to be copied.
-    table.add_column("found", overflow="fold")
-    table.add_column("what to do", overflow="fold")
-    for finding in findings:
-        verdict = Text(finding.verdict.value, style=colours[finding.verdict])
-        table.add_row(finding.what, verdict, Text(finding.found), Text(finding.do))
-    Console().print(table)
+    verdict, wide = finding.verdict.value, max(console.width, MARGIN + LEAST_WORDS)
+
+    def wrapped(words: str, head: str) -> list[str]:
+        # Paths stay whole, as commands do: a terminal that folds them lets them be copied.
+        return textwrap.wrap(
+            words,
+            wide,
+            initial_indent=f"{head:<{MARGIN - 1}} ",
+            subsequent_indent=" " * MARGIN,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    lines = wrapped(finding.found, f"{verdict:<8} {finding.what}")
+    lines += wrapped(finding.do + ":" * bool(finding.commands), "") if finding.do else []
+    lines += [f"  {command}" for command in finding.commands]
+    text = Text("\n".join(lines))
+    text.stylize(COLOURS[finding.verdict], 0, len(verdict))
+    console.print(text, soft_wrap=True)

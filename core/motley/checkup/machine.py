@@ -1,4 +1,4 @@
-"""What a doctor sees of the machine: versions, torch, the disk, the speed of the codec."""
+"""What a doctor sees of the machine: versions, torch, the disk, the codec and its speed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from motley import __version__
 from motley.checkup.findings import Finding, fine, problem, warning
-from motley.wire import pack, unpack
+from motley.wire import compiled, pack, unpack
 
 LITTLE_SPACE = 1 << 30
 NO_SPACE = 64 << 20
-TORCH_SECONDS = 180.0
+IMPORT_SECONDS = 180.0
 TORCH_COMMAND = (sys.executable, "-m", "motley.checkup.torch_build")
+NUMBA_COMMAND = (sys.executable, "-c", "import numba; print(numba.__version__)")
 CODEC_VALUES = 1 << 20
 CODEC_BITS = 4
 CODEC_TRIES = 3
@@ -40,7 +42,8 @@ def versions(libraries: Sequence[str]) -> Finding:
             missing.append(name)
     if missing:
         lacks = ", ".join(missing)
-        return problem("versions", f"{lacks} missing", f"pip install {' '.join(missing)}")
+        do = "install what is missing"
+        return problem("versions", f"{lacks} missing", do, f"pip install {' '.join(missing)}")
     return fine("versions", ", ".join(found))
 
 
@@ -51,15 +54,12 @@ def torch_build(device: str = "cpu", command: Sequence[str] = TORCH_COMMAND) -> 
         device: where training is to run: `cpu`, `cuda`, `cuda:1`, `mps`.
         command: what answers with one JSON object (`motley.checkup.torch_build`).
     """
-    mend = "install PyTorch for this machine: pip install 'motley-fl[client]'"
+    mend = ("install PyTorch for this machine", "pip install 'motley-fl[client]'")
+    said, reason = _answer(command)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_SECONDS)
-        facts: Mapping[str, object] = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        return problem("torch", f"no answer within {TORCH_SECONDS:.0f} s", mend)
-    except (OSError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
-        return problem("torch", last, mend)
+        facts: Mapping[str, object] = json.loads(said)
+    except ValueError:
+        return problem("torch", reason or f"it says {said!r}", *mend)
     text = f"{facts['version']}, {facts['threads']} threads, accelerators: {facts['accelerators']}"
     kind = device.partition(":")[0]
     if kind != "cpu" and kind not in str(facts["accelerators"]):
@@ -106,3 +106,36 @@ def codec() -> Finding:
     if min(speeds) < SLOW_CODEC:
         return warning("codec", text, "something else uses the processor, or numpy is a slow build")
     return fine("codec", text)
+
+
+def compiled_loops(command: Sequence[str] = NUMBA_COMMAND) -> Finding:
+    """Tell whether compiled loops decode here, as a short-lived process sees it.
+
+    Args:
+        command: what imports numba and prints its version.
+    """
+    what = "compiled loops"
+    if os.environ.get(compiled.SWITCH) == "0":
+        return fine(what, f"not used: {compiled.SWITCH}=0 keeps numba out")
+    if find_spec("numba") is None:
+        return fine(what, "not used: numba, the extra [fast], is not installed; numpy decodes")
+    found, reason = _answer(command)
+    if reason:
+        do = "numpy decodes meanwhile, slower; install a numba that fits, or leave it at that"
+        install = "pip install --upgrade 'motley-fl[fast]'"
+        return warning(what, f"not used: {reason}", do, install)
+    use = f"used once a process has decoded {compiled.PAYS_FROM:,} values"
+    return fine(what, f"{use}; numba {found}")
+
+
+def _answer(command: Sequence[str]) -> tuple[str, str]:
+    """Return what a short-lived process prints, or "" and why it prints nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {IMPORT_SECONDS:.0f} s"
+    except OSError as error:
+        return "", str(error)
+    if done.returncode == 0 and done.stdout.strip():
+        return done.stdout.strip(), ""
+    return "", (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1]

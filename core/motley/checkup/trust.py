@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from motley.checkup.findings import Finding, fine, problem, warning
@@ -27,7 +28,9 @@ def read(path: Path) -> Certificate | None:
         return None
 
 
-def certificate(what: str, path: Path, now: float, *, mend: str, renews: str) -> Finding:
+def certificate(
+    what: str, path: Path, now: float, *, mend: str, renews: str, commands: Sequence[str] = ()
+) -> Finding:
     """Tell until when a certificate counts.
 
     Args:
@@ -36,23 +39,24 @@ def certificate(what: str, path: Path, now: float, *, mend: str, renews: str) ->
         now: seconds since 1970.
         mend: what to do when it does not count.
         renews: who renews it, e.g. `by the daemon`; "" when nobody does.
+        commands: what to type for that.
     """
     found = read(path)
     if found is None:
-        return problem(what, f"{path} holds no certificate", mend)
+        return problem(what, f"{path} holds no certificate", mend, *commands)
     text = f"from {moment(found.not_before)} to {moment(found.not_after)}"
     if now < found.not_before:
-        return problem(what, f"{text}: it has not begun", "set the clock, if it is wrong; " + mend)
+        do = f"set the clock, if it is wrong; {mend}"
+        return problem(what, f"{text}: it has not begun", do, *commands)
     if now >= found.not_after:
-        return problem(what, f"{text}: it ran out", mend)
+        return problem(what, f"{text}: it ran out", mend, *commands)
     if not renews:
         return fine(what, text)
     text = f"{text}, renewed {renews} from {moment(found.renew_at)} on"
     if now >= found.renew_at + (found.not_after - found.renew_at) / 2:
         days = (found.not_after - now) / DAY
-        return warning(
-            what, f"{text}: {days:.1f} days are left", "let the daemon reach its server; " + mend
-        )
+        do = f"let the daemon reach its server; {mend}"
+        return warning(what, f"{text}: {days:.1f} days are left", do, *commands)
     return fine(what, text)
 
 
@@ -63,8 +67,9 @@ def permissions(what: str, path: Path) -> Finding:
     except OSError as error:
         return problem(what, f"{path}: {error.strerror}", "put it back from a backup, or join anew")
     if mode & 0o077:
-        do = f"chmod 600 {path}; a new key, when somebody may have read it"
-        return problem(what, f"{path} can be used by others (mode {mode:04o})", do)
+        found = f"{path} can be used by others (mode {mode:04o})"
+        do = "take it from them; a new key, when somebody may have read it"
+        return problem(what, found, do, shlex.join(["chmod", "600", str(path)]))
     return fine(what, f"{path} is its owner's alone")
 
 
