@@ -13,6 +13,8 @@ UNTRAINED = "untrained"
 """Metric, 1: the client has no personal model of its own yet, since no update of it counted. A
 finished model that is marked so is the one that training would start from; an evaluation tells
 nothing else of it. Evaluations of both models say `personal_untrained`."""
+RESERVED_METRICS = frozenset({UNTRAINED, f"personal_{UNTRAINED}"})
+"""Counted over clients, where other metrics are averaged; no workload may report them."""
 
 
 class TaskKind(str, Enum):

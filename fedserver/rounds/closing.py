@@ -12,7 +12,7 @@ from fedserver.rounds.coverage import warn_of_uncovered
 from fedserver.rounds.jobs import CountedUpdate, FoldJob
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley.plan import Plan
-from motley.task import UNTRAINED
+from motley.task import RESERVED_METRICS
 
 if TYPE_CHECKING:
     from fedserver.rounds.engine import Engine
@@ -207,6 +207,5 @@ def mean_metrics(rows: Any) -> dict[str, float]:
             for row in sorted(rows, key=lambda r: str(r.client))
             if name in row.metrics
         ]
-        is_count = name in (UNTRAINED, f"personal_{UNTRAINED}")
-        means[name] = sum(values) / (1 if is_count else len(values))
+        means[name] = sum(values) / (1 if name in RESERVED_METRICS else len(values))
     return means

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 from fedclient.personal import PersonalFiles
 from fedclient.protocol import Done, Failed, Job, Setup, read_reply
 from fedclient.worker import TrainingProcess, failure
-from motley.errors import LostStateError, PlanError, WithheldError
+from motley.errors import LostStateError, PlanError, WithheldError, WorkloadError
 from motley.execution.executor import Executor, Outcome
 from motley.plan import Plan
 from motley.task import TaskKind, TaskSpec
@@ -78,6 +79,27 @@ def test_a_model_that_was_never_trained_has_no_scores(tmp_path):
     trained = done(tmp_path, task(TaskKind.EVALUATE, task_id="t-3", base_version="t-2")).metrics
     assert "accuracy" in trained
     assert "untrained" not in trained
+
+
+class Counting(Linear):
+    """Reports a metric by a name that the server counts by."""
+
+    name = "untrained"
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return {**super().metrics(outputs, targets), self.name: torch.ones(len(outputs))}
+
+
+class CountingBoth(Counting):
+    name = "personal_untrained"
+
+
+@pytest.mark.parametrize("workload", [Counting, CountingBoth])
+def test_no_workload_reports_a_metric_that_the_server_counts_by(tmp_path, workload):
+    done(tmp_path, task(TaskKind.TRAIN), workload())
+    for kind in (TaskKind.EVALUATE, TaskKind.FINISH):
+        with pytest.raises(WorkloadError, match=f"{workload.__name__} .* '{workload.name}'.*count"):
+            done(tmp_path, task(kind, task_id="t-3", base_version="t-2"), workload())
 
 
 @pytest.mark.parametrize(("fresh", "permanent"), [(True, False), (False, True)])

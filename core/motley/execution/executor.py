@@ -21,13 +21,19 @@ from structlog.stdlib import get_logger
 
 from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Array, Broadcast, ClientContext, Tensors, Trained
-from motley.errors import LostStateError, PlanError, TrainingError, did_you_mean
+from motley.errors import (
+    LostStateError,
+    PlanError,
+    TrainingError,
+    WorkloadError,
+    did_you_mean,
+)
 from motley.execution.encoding import encode_update
 from motley.execution.protection import covered, is_protected, withholding
 from motley.models.units import UnitTable, load_tensors, variant_table
 from motley.privacy.ledger import PrivacyStore, TaskPrivacy
 from motley.seeding import numpy_generator
-from motley.task import UNTRAINED, TaskKind, TaskSpec
+from motley.task import RESERVED_METRICS, UNTRAINED, TaskKind, TaskSpec
 from motley.wire import (
     EncodedTensor,
     PayloadInfo,
@@ -288,15 +294,26 @@ class Executor:
     def score_for_all(
         self, variant: str, tensors: Tensors, splits: Sequence[Split]
     ) -> list[dict[str, float]]:
-        """Return what one model scores on each of the splits."""
-        if isinstance(self._workload, ArrayWorkload):
-            return [dict(self._workload.score(tensors, split)) for split in splits]
-        from motley.training.evaluation import evaluate_all
+        """Return what one model scores on each of the splits.
 
-        module = self._build(variant)
-        load_tensors(module, tensors)
-        module.to(self._device)
-        return evaluate_all(module, self._workload, splits, self._device)
+        Raises:
+            WorkloadError: a metric of the workload has a name that the server counts by.
+        """
+        if isinstance(self._workload, ArrayWorkload):
+            scores = [dict(self._workload.score(tensors, split)) for split in splits]
+        else:
+            from motley.training.evaluation import evaluate_all
+
+            module = self._build(variant)
+            load_tensors(module, tensors)
+            module.to(self._device)
+            scores = evaluate_all(module, self._workload, splits, self._device)
+        if taken := RESERVED_METRICS.intersection(name for one in scores for name in one):
+            raise WorkloadError(
+                f"{type(self._workload).__name__} reports a metric named {min(taken)!r}, by which "
+                f"the server counts clients without a trained model; give it another name"
+            )
+        return scores
 
 
 def _seed_torch(task: TaskSpec) -> None:
