@@ -16,7 +16,9 @@ from motley.algorithms import registry
 from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Tensors, Trained
 from motley.algorithms.fedavg import FedAvg
 from motley.algorithms.fedmpq import FedMPQ
+from motley.algorithms.fedp3 import FedP3
 from motley.errors import TrainingError
+from motley.training.subnetwork import stacked
 from motley.workload import DataSpec, LocalData
 from motley.workloads.digits import Digits
 
@@ -103,6 +105,52 @@ def test_clients_of_other_budgets_train_together(monkeypatch: pytest.MonkeyPatch
     assert groups == [[f"client-{number}" for number in range(4)]]
     ends = {c["name"]: c["metrics"]["finish"]["packed_bytes"] for c in result.record["clients"]}
     assert ends["client-0"] < ends["client-1"] == ends["client-2"] == ends["client-3"]
+
+
+PRUNED = """
+[[tiers]]
+name = "{name}"
+down_bits = {bits}
+settings = {{ plan = "tier", group = {group}, keep = {keep}, upload_keep = {sent} }}
+"""
+
+
+def test_subnetworks_that_train_together_have_masks_on_the_same_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of layers that are not sent where less than all of them comes down; of sparse uploads too."""
+    tiers = {
+        "half": PRUNED.format(name="half", bits=32, group=0, keep=0.5, sent=1.0),
+        "narrow": PRUNED.format(name="narrow", bits=8, group=0, keep=0.5, sent=1.0),
+        "other": PRUNED.format(name="other", bits=32, group=1, keep=0.5, sent=1.0),
+        "whole": PRUNED.format(name="whole", bits=32, group=0, keep=1.0, sent=1.0),
+        "sparse": PRUNED.format(name="sparse", bits=32, group=0, keep=1.0, sent=0.5),
+    }
+    groups, masked, plain = groups_of(FedP3, monkeypatch), [], FedP3._moving
+
+    def noted(self: FedP3, context: ClientContext, *rest: Any) -> Any:
+        found = plain(self, context, *rest)
+        masked.append((context.task.client, frozenset(found)))
+        return found
+
+    monkeypatch.setattr(FedP3, "_moving", noted)
+    text = run(algorithm="fedp3", clients=10, rounds=1, sections="".join(tiers.values()))
+    counts = ", ".join(f"{name} = 2" for name in tiers)
+    result = simulate(text.replace("[simulate]", f"[simulate]\ntiers = {{ {counts} }}"), batch=10)
+    assert result.status == "finished", result.reason
+    assert groups == [[f"client-{n}" for n in some] for some in (range(4), (4, 5), (6, 7), (8, 9))]
+    by_client = dict(masked)
+    (half,), (other,), (whole,), (sparse,) = ({by_client[c] for c in group} for group in groups)
+    assert len({half, other, whole, sparse}) == 4
+    assert half
+    assert not whole
+
+
+def test_masks_of_unequal_plans_are_not_mixed() -> None:
+    first, second = (dict.fromkeys(names, np.ones((2, 2), np.bool_)) for names in ("ab", "abc"))
+    assert stacked([first, first], "cpu")["a"].shape == (2, 2, 2)
+    with pytest.raises(AssertionError, match="unequal plans"):
+        stacked([first, second], "cpu")
 
 
 def test_a_workload_that_is_not_batchable_gives_the_models_of_one_by_one(

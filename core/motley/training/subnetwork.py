@@ -90,6 +90,8 @@ class Subnetwork:
 
 def stacked(masks: Sequence[Mapping[str, Bools]], device: str) -> dict[str, torch.Tensor]:
     """Return K clients' masks of the same tensors, by name, as one [K, ...] each."""
+    # Which tensors have masks follows from `upload`, `sparsity` and settings: equal in a group.
+    assert all(own.keys() == masks[0].keys() for own in masks), "masks of unequal plans"
     return {
         name: torch.from_numpy(np.stack([own[name] for own in masks])).to(device)
         for name in masks[0]
