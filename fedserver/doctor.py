@@ -38,7 +38,7 @@ class Patient:
     """Join port; "" as for the client port, or the one after that where it is given."""
     no_join: bool = False
     insecure: bool = False
-    """Whether it is to speak plain text; of a server that runs it is known."""
+    """Whether it is to speak plain text; of a server that ran before it is known."""
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -51,17 +51,15 @@ def examine(patient: Patient) -> Iterator[Finding]:
     yield machine.codec()
     yield _open_files()
     runs, known = _is_running(patient.data), noted(patient.data)
-    insecure = known.insecure if runs and known else patient.insecure
+    insecure = known.insecure if known and (runs or not patient.insecure) else patient.insecure
     if known and (patient.listen or known.insecure != insecure):
         known = None
-    yield runs or warning(
-        "server",
-        "none runs on this data directory",
-        "start it",
-        _command("serve", patient.data, *["--insecure"] * insecure),
-    )
-    for name, address in ports(patient, known, insecure=insecure).items():
-        yield _port(name, address, running=runs is not None, is_known=known is not None)
+    addresses = ports(patient, known, insecure=insecure)
+    start = _command("serve", patient.data, *_options(addresses, insecure=insecure))
+    yield runs or warning("server", "none runs on this data directory", "start it", start)
+    for name, address in addresses.items():
+        was_noted = known is not None and known.addresses.get(name) == address
+        yield _port(name, address, running=runs is not None, is_known=was_noted)
     if not insecure:
         yield from _authority(patient.data)
     yield machine.compiled_loops()
@@ -76,13 +74,27 @@ def ports(patient: Patient, known: Listening | None, *, insecure: bool) -> Mappi
     if known:
         found = dict(known.addresses)
     else:
-        client = patient.listen or ("127.0.0.1:9400" if insecure else "0.0.0.0:9400")
+        client = patient.listen or _usual(insecure)
         found = {"client": client, "join": next_port(client)}
     if patient.join_listen:
         found["join"] = patient.join_listen
     if patient.no_join or insecure:
         found.pop("join", None)
     return found
+
+
+def _usual(insecure: bool) -> str:
+    return "127.0.0.1:9400" if insecure else "0.0.0.0:9400"
+
+
+def _options(addresses: Mapping[str, str], *, insecure: bool) -> list[str]:
+    """Return the options with which `serve` listens on these addresses."""
+    usual = {"client": _usual(insecure), "join": next_port(addresses["client"])}
+    found = ["--insecure"] * insecure
+    for name, address in addresses.items():
+        if usual.get(name) != address:
+            found += [_OPTIONS.get(name, f"--{name}"), address]
+    return found + ["--no-join"] * ("join" not in addresses and not insecure)
 
 
 def _command(words: str, data: Path, *options: str) -> str:

@@ -119,9 +119,9 @@ async def serve(
             watching = Watching(root, engine, driver)
             await watching.open(watch, database, federation.turns)
             listening += watching.listening
+        note(root, listening, insecure=secure is None)
         for server in servers:
             await server.start()
-        note(root, listening, insecure=secure is None)
         log.info("serving", address=bound, data=str(root), version=__version__)
         if secure:
             log.info("serving_with_certificates", **dict(line.split(" ") for line in listening[1:]))

@@ -94,3 +94,7 @@ def prepared(variant: str) -> object:
 def test_other_names(ask: Callable[[], object], meant: str) -> None:
     with pytest.raises(MotleyError, match=re.escape(f"did you mean '{meant}'?")):
         ask()
+
+
+def test_no_name_is_guessed_for_what_is_no_typing_mistake() -> None:
+    assert did_you_mean("quped" * 100_000, ["quped"]) == ""

@@ -19,6 +19,8 @@ def write(table: Table) -> None:
 
 def text(table: Table, *, drawn: bool) -> str:
     """Return a table's page."""
+    of_others = "; a row with a name behind it is that other table's"
+    of_others = of_others if any(row.same_as for row in table.rows) else ""
     lines = [
         f"# {table.title}",
         "",
@@ -26,7 +28,7 @@ def text(table: Table, *, drawn: bool) -> str:
         "",
         f"`make paper TABLE={table.name} DATA=FOLDER` runs what is not run yet, and writes this "
         f"page; each row's run file is in `benchmarks/papers/{table.name}`, each result in "
-        f"`docs/results/{table.name}`.",
+        f"`docs/results/{table.name}`{of_others}.",
         "",
         *_rows(table),
         "",

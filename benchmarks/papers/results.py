@@ -1,5 +1,4 @@
-"""What running a row leaves behind: docs/results/TABLE/ROW-SEED.json, and of the short row
-check.json."""
+"""What rows leave behind in docs/results/TABLE: ROW-SEED.json, and check.json of the short one."""
 
 from __future__ import annotations
 

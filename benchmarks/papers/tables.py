@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,6 +43,12 @@ class Row(_Strict):
     `TABLE/ROW`; "": none."""
     same_as: str = ""
     """`TABLE/ROW` that is the same run: its results are shown, and there is no run file here."""
+
+    @model_validator(mode="after")
+    def _of_one_table(self) -> Row:
+        if self.same_as and (self.settings_of or self.same_as.count("/") != 1):
+            raise ValueError("same_as is TABLE/ROW, whose settings the row has")
+        return self
 
 
 class Stage(_Strict):

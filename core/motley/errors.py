@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+LONGEST_GUESS = 100
+"""Characters of what a name is guessed for; longer texts are no typing mistakes."""
+
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
     """Return the end of a message about a name that there is not: the one that comes closest.
@@ -19,6 +22,9 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     "" where none comes close. Capitals do not count.
     """
     from difflib import get_close_matches
+
+    if len(given) > LONGEST_GUESS:
+        return ""
 
     known = {name.lower(): name for name in names}
     close = get_close_matches(given.lower(), known, n=1)

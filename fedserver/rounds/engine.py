@@ -41,6 +41,8 @@ ENDED = ("finished", "stopped", "failed")
 MOST_CONTEXTS = 16
 """Parsed runs that are kept in memory."""
 MOST_NAMED = 20
+SUGGESTED = 100
+"""Newest runs among whose names the one that was meant is looked for."""
 """Clients whose refusal is told in a waiting run's reason; of more, how many there are."""
 _WAITING = select(runs.c.id, runs.c.name, runs.c.status, runs.c.reason).where(
     runs.c.status.in_(("waiting", "running"))
@@ -274,7 +276,8 @@ class Engine:
             row = tx.execute(select(runs).where(condition).order_by(runs.c.sequence.desc())).first()
             if run and row is not None:
                 return row
-        known = tx.scalars(select(runs.c.name).order_by(runs.c.sequence.desc())).all()
+        newest = select(runs.c.name).order_by(runs.c.sequence.desc()).limit(SUGGESTED)
+        known = tuple(dict.fromkeys(tx.scalars(newest)))
         raise UnknownRunError(
             f"no run has the id or name {run!r}; the newest are "
             f"{', '.join(known[:5]) or 'none yet'}{did_you_mean(run, known)}"

@@ -96,8 +96,8 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         if self._calls:
             # They still close files and count bytes, on threads that end here.
             await asyncio.wait(self._calls, timeout=ENDING_SECONDS)
-        self._files.close()
         await self._quota.save_all()
+        self._files.close()
 
     # --- check-in ----------------------------------------------------------------------------
 

@@ -62,6 +62,8 @@ def arrival_of(request: federation_pb2.CheckInRequest, now: float, poll: int) ->
         ("workloads", caps.workloads),
     ):
         _check_entries(what, entries)
+    if len(profile.tier) > LONGEST_NAME:
+        raise ProtocolError(f"tier: expected a name of up to {LONGEST_NAME} characters")
     if caps.protocol != PROTOCOL:
         raise VersionError(
             f"the client speaks protocol {caps.protocol}, this server {PROTOCOL}; install the same "

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from fedclient.personal import PersonalFiles
 from fedclient.protocol import Done, Failed, Job, Setup, read_reply
 from fedclient.worker import TrainingProcess, failure
-from motley.errors import LostStateError, PlanError, WithheldError, WorkloadError
+from motley.errors import LostStateError, PlanError, WithheldError
 from motley.execution.executor import Executor, Outcome
 from motley.plan import Plan
 from motley.task import TaskKind, TaskSpec
@@ -95,11 +95,15 @@ class CountingBoth(Counting):
 
 
 @pytest.mark.parametrize("workload", [Counting, CountingBoth])
-def test_no_workload_reports_a_metric_that_the_server_counts_by(tmp_path, workload):
+def test_a_workloads_metric_that_the_server_counts_by_is_dropped(tmp_path, workload):
     done(tmp_path, task(TaskKind.TRAIN), workload())
     for kind in (TaskKind.EVALUATE, TaskKind.FINISH):
-        with pytest.raises(WorkloadError, match=f"{workload.__name__} .* '{workload.name}'.*count"):
-            done(tmp_path, task(kind, task_id="t-3", base_version="t-2"), workload())
+        with capture_logs() as logs:
+            scored = done(tmp_path, task(kind, task_id="t-3", base_version="t-2"), workload())
+        assert workload.name not in scored.metrics
+        assert "accuracy" in scored.metrics
+        (entry,) = (entry for entry in logs if entry["event"] == "metric_dropped")
+        assert entry["metric"] == workload.name
 
 
 @pytest.mark.parametrize(("fresh", "permanent"), [(True, False), (False, True)])

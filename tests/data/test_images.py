@@ -72,6 +72,11 @@ def test_mnist_standardised_by_the_training_part(mnist: Path) -> None:
     assert all(image.tobytes() in whole for image in part.train.inputs)
 
 
+def test_standardised_is_true_or_false() -> None:
+    with pytest.raises(WorkloadError, match="standardised is 'no'; expected true or false"):
+        Mnist(standardised="no")  # type: ignore[arg-type]
+
+
 def test_mnist_whole(mnist: Path) -> None:
     data = load(Mnist(), str(mnist))
     assert data.train.inputs.shape == (TRAIN, 1, 28, 28)

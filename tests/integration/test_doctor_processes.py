@@ -90,7 +90,8 @@ def test_doctors_find_what_is_well_and_what_is_not(tmp_path: Path, small: dict[s
         assert findings["client port"]["found"] == f"{found.address} is free"
         assert findings["metrics port"]["found"] == f"{metrics} is free"
         (start,) = findings["server"]["commands"]
-        assert start == f"fedserver serve --data {found.data}"
+        addresses = f"--listen {found.address} --join-listen {found.join_address}"
+        assert start == f"fedserver serve --data {found.data} {addresses} --metrics {metrics}"
 
 
 def test_a_server_in_plain_text_is_known_as_such(tmp_path: Path, small: dict[str, str]) -> None:
@@ -99,4 +100,10 @@ def test_a_server_in_plain_text_is_known_as_such(tmp_path: Path, small: dict[str
         status, findings = doctor("fedserver", "--data", str(found.data), environment=small)
         assert status == 0, findings
         assert findings["client port"]["found"] == f"{found.address} takes connections"
+        assert not {"join port", "authority"} & findings.keys()
+        found.terminate("server")
+        status, findings = doctor("fedserver", "--data", str(found.data), environment=small)
+        assert status == 0, findings
+        start = f"fedserver serve --data {found.data} --insecure --listen {found.address}"
+        assert findings["server"]["commands"] == [start]
         assert not {"join port", "authority"} & findings.keys()

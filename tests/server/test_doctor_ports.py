@@ -19,14 +19,29 @@ def test_what_a_server_notes_is_read_again(tmp_path: Path) -> None:
     assert noted(tmp_path) == Listening({"client": "127.0.0.1:9400"}, insecure=True)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"addresses": 3, "insecure": true}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"addresses": 3, "insecure": true}',
+        '{"addresses": {}, "insecure": true}',
+        '{"addresses": {"client": "nonsense"}, "insecure": true}',
+        '{"addresses": {"client": "h:1", "join": "h:x"}, "insecure": false}',
+        "\xff",
+    ],
+)
 def test_a_damaged_note_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text, encoding="latin-1")
     assert noted(tmp_path) is None
 
 
-def test_a_note_that_cannot_be_written_ends_no_server(tmp_path: Path) -> None:
-    (tmp_path / FILE).mkdir()
+def test_a_note_that_cannot_be_written_ends_no_server_and_leaves_no_older_one(
+    tmp_path: Path,
+) -> None:
+    note(tmp_path, ["127.0.0.1:9500"], insecure=True)
+    (tmp_path / f"{FILE}.new").mkdir()
     note(tmp_path, ["127.0.0.1:9400"], insecure=True)
     assert noted(tmp_path) is None
 

@@ -52,7 +52,7 @@ class Rig:
                 workloads=fields.pop("workloads", {"digits": Digits.version}),
                 encodings=["dense", "uniform", "codebook"],
             ),
-            profile=common_pb2.DeviceProfile(cores=1, threads=1),
+            profile=common_pb2.DeviceProfile(cores=1, threads=1, tier=str(fields.pop("tier", ""))),
             **fields,
         )
         return await self.stub.CheckIn(request, timeout=timeout)
@@ -313,6 +313,8 @@ def test_odd_check_ins_are_refused(tmp_path: Path) -> None:
             await rig.check_in("../../etc")
         with refused(grpc.StatusCode.FAILED_PRECONDITION, "protocol 99"):
             await rig.check_in(protocol=99)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "tier: expected a name of up to 64"):
+            await rig.check_in(tier="t" * 65)
         waiting = asyncio.create_task(rig.check_in("c0"))
         await asyncio.sleep(0.3)
         with refused(grpc.StatusCode.ALREADY_EXISTS, "another --name"):

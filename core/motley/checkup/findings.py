@@ -93,7 +93,7 @@ def _print(finding: Finding, console: Console) -> None:
     verdict, wide = finding.verdict.value, max(console.width, MARGIN + LEAST_WORDS)
 
     def wrapped(words: str, head: str) -> list[str]:
-        # Paths stay whole, as commands do: a terminal that folds them lets them be copied.
+        # Words stay whole, paths among them: a terminal that folds them lets them be copied.
         return textwrap.wrap(
             words,
             wide,

@@ -131,11 +131,14 @@ def compiled_loops(command: Sequence[str] = NUMBA_COMMAND) -> Finding:
 def _answer(command: Sequence[str]) -> tuple[str, str]:
     """Return what a short-lived process prints, or "" and why it prints nothing."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=IMPORT_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return "", f"no answer within {IMPORT_SECONDS:.0f} s"
     except OSError as error:
         return "", str(error)
     if done.returncode == 0 and done.stdout.strip():
         return done.stdout.strip(), ""
-    return "", (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
+    last = done.stderr.strip().splitlines() or [f"it ends with status {done.returncode}"]
+    return "", last[-1]
