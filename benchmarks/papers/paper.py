@@ -103,9 +103,9 @@ def _list(chosen: list[tables.Table], named: Iterable[str]) -> None:
     grid = Grid("table", "row", "schedule", "seeds done", "state")
     for table in chosen:
         for row in table.rows:
-            done = len(results.all_saved(table.name, row.name))
+            done = f"{len(results.all_saved(table.name, row.name))}/{table.seeds}"
             state = row.missing or row.same_as or ("for a GPU" if row.gpu else "")
-            grid.add_row(table.name, row.name, table.schedule, f"{done}/{table.seeds}", state)
+            grid.add_row(table.name, row.name, table.schedule, "" if row.same_as else done, state)
     for name in named:
         grid.add_row(name, "", "reduced", "", f"benchmarks/{scripts.SCRIPTS[name].file}")
     rows.console.print(grid)

@@ -14,7 +14,7 @@ UNTRAINED = "untrained"
 finished model that is marked so is the one that training would start from; an evaluation tells
 nothing else of it. Evaluations of both models say `personal_untrained`."""
 RESERVED_METRICS = frozenset({UNTRAINED, f"personal_{UNTRAINED}"})
-"""Counted over clients, where other metrics are averaged; no workload may report them."""
+"""Counted over clients, where other metrics are averaged; those of workloads are dropped."""
 
 
 class TaskKind(str, Enum):

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from together import DoubleDigits, assert_close, contexts, farthest, global_model
+from together import DoubleDigits, assert_close, contexts, global_model
 from torch import nn
 
 from motley.algorithms.base import Broadcast, ClientContext, Trained
 from motley.algorithms.fedmpq import FedMPQ
 from motley.algorithms.fedp3 import FedP3
 from motley.errors import TrainingError
+from motley.models.rectifier import Rectifier
 from motley.models.units import fresh_tensors, variant_table
 from motley.prune.layers import choosable_units, final_unit
 from motley.prune.masks import by_magnitude, is_pruned
@@ -28,6 +29,31 @@ ONE_STEP = 1e-6
 
 WIDTHS = (2, 5, 8, 3)
 DIGITS = Digits()
+
+
+class SmoothDigits(Digits):
+    """Digits for networks with softplus in the place of ReLU.
+
+    Of a deep network's many activations one may be 0 but for rounding, and with ReLU fall on
+    either side. Masks travel in single precision, so that doubles are no way out here.
+    """
+
+    def variants(self) -> Mapping[str, Variant]:
+        """Return the same variants without kinks."""
+        return {
+            name: replace(variant, build=lambda variant=variant: smooth(variant.build()))
+            for name, variant in super().variants().items()
+        }
+
+
+def smooth(module: nn.Module) -> nn.Module:
+    """Return a network with softplus in the place of each ReLU."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.ReLU, Rectifier)):
+            setattr(module, name, nn.Softplus())
+        else:
+            smooth(child)
+    return module
 
 
 class Layered(Workload):
@@ -148,10 +174,10 @@ def test_integers_need_layers_that_fold() -> None:
 
 
 def pruned(
-    algorithm: FedP3, variant: str, round_number: int = 1
+    algorithm: FedP3, variant: str, round_number: int = 1, workload: Workload = DIGITS
 ) -> tuple[list[ClientContext], list[Broadcast]]:
     """Return clients that send two layers, and the pruned model that came down to each."""
-    table = variant_table(DIGITS.variants()[variant])
+    table = variant_table(workload.variants()[variant])
     final, settings = final_unit(table), algorithm.settings
     sparsity = Sparsity(
         final=final,
@@ -162,11 +188,13 @@ def pruned(
         up_rule=settings.upload_pruning,
     )
     made, received = [], []
-    for seed, context in enumerate(contexts(DIGITS, algorithm, variant, round_number=round_number)):
+    for seed, context in enumerate(
+        contexts(workload, algorithm, variant, round_number=round_number)
+    ):
         upload = (choosable_units(table)[1], final)
         plan = replace(context.plan, upload=upload, sparsity=sparsity)
         made.append(replace(context, task=replace(context.task, plan=plan)))
-        values = fresh_tensors(DIGITS.variants()[variant], seed)
+        values = fresh_tensors(workload.variants()[variant], seed)
         encoded = {}
         for row in table:
             if plan.withholds(row.unit):
@@ -194,24 +222,21 @@ def pruned(
 def test_one_step_on_subnetworks(settings: dict[str, Scalar], variant: str) -> None:
     rest: dict[str, Scalar] = {"local_steps": 1, "batch_size": 12}
     algorithm = FedP3.configure({**rest, **settings})
-    first, received = pruned(algorithm, variant)
+    workload = SmoothDigits() if variant == "resnet20" else DIGITS
+    first, received = pruned(algorithm, variant, 1, workload)
     states = [algorithm.train(c, b, None).personal for c, b in zip(first, received, strict=True)]
-    made, _ = pruned(algorithm, variant, round_number=2)
+    made, _ = pruned(algorithm, variant, 2, workload)
     found = algorithm.train_together(made, received, states)
     assert found is not None
     each = zip(made, received, states, found, strict=True)
-    furthest = []
     for context, broadcast, state, trained in each:
         alone = algorithm.train(context, broadcast, state)
         assert isinstance(trained, Trained)
         assert trained.personal is not None
         assert alone.personal is not None
-        furthest.append(
-            max(
-                farthest(trained.update, alone.update),
-                farthest(trained.personal, alone.personal),
-            )
-        )
+        bound = 1e-5 if variant == "resnet20" else ONE_STEP
+        assert_close(trained.update, alone.update, bound)
+        assert_close(trained.personal, alone.personal, bound)
         assert trained.samples == alone.samples
         assert trained.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
         for name, tensor in broadcast.encoded.items():
@@ -219,12 +244,6 @@ def test_one_step_on_subnetworks(settings: dict[str, Scalar], variant: str) -> N
                 cut = ~tensor.mask.bits().reshape(tensor.shape)
                 assert not np.any(trained.personal[name][cut])
         assert any((trained.personal[n] != broadcast.tensors[n]).any() for n in broadcast.encoded)
-    furthest.sort()
-    if variant == "resnet20":
-        # Of so many activations one may be 0 but for rounding, and fall on either side.
-        last = furthest.pop()
-        assert last[0] <= 1e-4, last
-    assert furthest[-1][0] <= ONE_STEP, furthest[-1]
 
 
 def test_a_model_without_anything_to_prune_trains_whole() -> None:

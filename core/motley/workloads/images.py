@@ -126,8 +126,7 @@ class Mnist(PublishedImages):
     def __init__(self, standardised: bool = False) -> None:
         """`standardised` comes from `[workload.arguments]` in the run file.
 
-        Pixels then have mean 0 and deviation 1 over the set's published training part, on which
-        networks without normalisation of their own begin to learn several times as soon.
+        Pixels then have mean 0 and deviation 1 over the set's published training part.
 
         Raises:
             WorkloadError: it is neither true nor false.
