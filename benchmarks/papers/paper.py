@@ -1,13 +1,16 @@
 """Repeats the papers' tables: a queue of rows that can be stopped and goes on where it stopped.
 
     python benchmarks/papers/paper.py [TABLE ...] [--data FOLDER] [--rows ROW ...] [--seeds N]
-        [--minutes 1000000] [--row-minutes 30] [--search | --pages | --check | --list]
+        [--minutes 1000000] [--row-minutes 30] [--device cpu] [--jobs 1]
+        [--search | --pages | --check | --list]
 
 Without a name all tables are run. `fedmpq` and `fedp3` are scripts of their own, which are called
 when named. FOLDER holds the sets in their published formats (`mnist`,
 `qmnist`, `cifar-10-batches-bin`, `shakespeare`, ...); default: the variable MOTLEY_DATA_DIR.
 Rows run in order of worth, first every row with its first seed, then further seeds; what has a
-result is not run again. Ctrl-C, a kill or a power cut lose at most a round.
+result is not run again. Ctrl-C, a kill or a power cut lose at most a round. With
+`--device cuda` rows that need a GPU are run too; `--jobs` is how many rows run at the same time,
+each in a process.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import page
@@ -29,11 +35,13 @@ import tables
 import torch
 from rich.table import Table as Grid
 
+Entry = tuple[tables.Table, str, int]
+"""A table, a row of it, and a seed."""
+
 
 def main() -> None:
     options = _options()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    torch.set_num_threads(1)
+    _set_up()
     named = [name for name in options.tables if name in scripts.SCRIPTS]
     others = [name for name in options.tables if name not in named]
     chosen = [tables.load(name) for name in others or ([] if named else tables.names())]
@@ -55,22 +63,51 @@ def main() -> None:
 
 def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
     limits = rows.Limits(60 * options.row_minutes, 60 * options.minutes, time.monotonic())
+    gpu = options.device != "cpu"
+    waiting = [
+        (table, row, seed)
+        for table, row, seed in rows.queue(chosen, options.rows, options.seeds, gpu=gpu)
+        if results.saved(table.name, row, seed) is None
+    ]
     refused = 0
-    for table, row, seed in rows.queue(chosen, options.rows, options.seeds):
-        if results.saved(table.name, row, seed) is not None:
-            continue
-        rows.console.print(f"{table.name}/{row} seed {seed}")
+    for (table, row, seed), result in _ended(waiting, options, limits):
         try:
-            found = rows.run_row(table, row, seed, options.data, limits)
+            found = result()
         except rows.TooLongError as error:
             rows.console.print(f"  refused: {error}")
             refused += 1
             continue
-        rows.console.print(f"  {found.mean:.2f} % in {found.seconds:.0f} s")
+        spent = f"{found.mean:.2f} % in {found.seconds:.0f} s"
+        rows.console.print(f"  {table.name}/{row} seed {seed}: {spent}")
         page.write(table)
     for table in chosen:
         page.write(table)
     raise SystemExit(f"{refused} rows were refused" if refused else None)
+
+
+def _ended(
+    waiting: list[Entry], options: argparse.Namespace, limits: rows.Limits
+) -> Iterator[tuple[Entry, Callable[[], results.Result]]]:
+    """Yield each entry with what returns its result, or raises: in order, or as they end."""
+    if options.jobs == 1:
+        for entry in waiting:
+            rows.console.print(f"{entry[0].name}/{entry[1]} seed {entry[2]}")
+            yield entry, partial(rows.run_row, *entry, options.data, limits, options.device)
+        return
+    # Processes that start afresh: a GPU cannot be used on both sides of a fork.
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _set_up) as pool:
+        started = {
+            pool.submit(rows.run_row, *entry, options.data, limits, options.device): entry
+            for entry in waiting
+        }
+        for one in as_completed(started):
+            yield started[one], one.result
+
+
+def _set_up() -> None:
+    """Make a process ready to run rows."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    torch.set_num_threads(1)
 
 
 def _search(chosen: list[tables.Table], options: argparse.Namespace) -> None:
@@ -122,6 +159,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1000, help="of a row at most")
     parser.add_argument("--minutes", type=float, default=1e6, help="for all rows together")
     parser.add_argument("--row-minutes", type=float, default=30, help="for one row")
+    parser.add_argument("--device", default="cpu", help="what trains: cpu, cuda, ...")
+    parser.add_argument("--jobs", type=int, default=1, help="rows that run at the same time")
     parser.add_argument("--search", action="store_true", help="score candidates for settings")
     parser.add_argument("--pages", action="store_true", help="write the pages again, run nothing")
     parser.add_argument("--check", action="store_true", help="run and record the short rows")

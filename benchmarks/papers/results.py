@@ -29,7 +29,7 @@ class Result(BaseModel):
     commit: str
     versions: dict[str, str]
     processor: str
-    """Its name and the instructions that torch uses, e.g. "AMD EPYC, AVX2"."""
+    """Its name and the instructions that torch uses, e.g. "AMD EPYC, AVX2"; or a GPU's name."""
     seconds: float
     """Wall time of all rounds."""
     accuracy: dict[str, float]
@@ -47,8 +47,16 @@ class Result(BaseModel):
         return statistics.fmean(self.accuracy.values())
 
 
-def result_of(row: str, seed: int, text: str, record: Mapping[str, Any], *, measure: str) -> Result:
-    """Build the result of a finished run from its record."""
+def result_of(
+    row: str,
+    seed: int,
+    text: str,
+    record: Mapping[str, Any],
+    *,
+    measure: str,
+    device: str = "cpu",
+) -> Result:
+    """Build the result of a finished run from its record; `device` is what trained."""
     rounds = [entry for entry in record["history"] if entry["status"] == "closed"]
     trained = [entry for entry in rounds if entry["kind"] == "train"]
     tested = [entry for entry in rounds if entry["kind"] == "evaluate"]
@@ -62,7 +70,7 @@ def result_of(row: str, seed: int, text: str, record: Mapping[str, Any], *, meas
         run_file=digest(text),
         commit=_commit(),
         versions={name: version(name) for name in ("torch", "numpy")},
-        processor=_processor(),
+        processor=_processor(device),
         seconds=round(sum(seconds), 1),
         accuracy={
             client["name"]: round(100 * client["metrics"]["finish"][measure], 4)
@@ -143,11 +151,13 @@ def _commit() -> str:
     return called.stdout.strip()[:12] or "unknown"
 
 
-def _processor() -> str:
-    """Return the processor's name and the widest instructions that torch uses of it.
+def _processor(device: str) -> str:
+    """Return a GPU's name, or the processor's and the widest instructions that torch uses of it.
 
     Kernels for other instructions add in another order: their last digits, and all digests, differ.
     """
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

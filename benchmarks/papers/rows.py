@@ -81,23 +81,28 @@ class Pace:
             )
 
 
-def queue(tables: list[Table], only: list[str], most: int) -> Iterator[tuple[Table, str, int]]:
+def queue(
+    tables: list[Table], only: list[str], most: int, *, gpu: bool = False
+) -> Iterator[tuple[Table, str, int]]:
     """Yield table, row and seed of what is to be run: first seeds first, then in order of worth.
 
-    `most`: seeds of a row at most.
+    `most`: seeds of a row at most; `gpu`: whether there is a GPU for the rows that need one.
     """
     waiting = [
         (seed, row.worth, number, place, table)
         for number, table in enumerate(tables)
         for place, row in enumerate(table.rows)
         for seed in range(min(table.seeds, most))
-        if not (row.gpu or row.missing or row.same_as) and (not only or row.name in only)
+        if not ((row.gpu and not gpu) or row.missing or row.same_as)
+        and (not only or row.name in only)
     ]
     for seed, _, _, place, table in sorted(waiting, key=lambda entry: entry[:4]):
         yield table, table.rows[place].name, seed
 
 
-def run_row(table: Table, row: str, seed: int, folder: Path, limits: Limits) -> results.Result:
+def run_row(
+    table: Table, row: str, seed: int, folder: Path, limits: Limits, device: str = "cpu"
+) -> results.Result:
     """Run a row for one seed, or go on with it; return its result, which is saved.
 
     Raises:
@@ -112,13 +117,16 @@ def run_row(table: Table, row: str, seed: int, folder: Path, limits: Limits) -> 
         population=population_of(
             runfile, data=table.data_of(table.data or runfile.simulate.data, folder)
         ),
-        directory=place,
+        # On a GPU states' files take as long as the training, and a row takes minutes: it is not
+        # to be gone on with, but starts anew.
+        directory=place if device == "cpu" else None,
         batch=table.batch,
+        device=device,
         watcher=Pace(f"{table.name}/{row} seed {seed}", runfile.run.rounds, limits),
     )
     if found.status != "finished":
         raise SystemExit(f"{table.name}/{row} seed {seed} is {found.status}: {found.reason}")
-    result = results.result_of(row, seed, text, found.record, measure=table.measure)
+    result = results.result_of(row, seed, text, found.record, measure=table.measure, device=device)
     results.save(table.name, result)
     shutil.rmtree(place)
     return result

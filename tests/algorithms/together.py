@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -11,10 +12,14 @@ from motley.algorithms.base import Algorithm, Broadcast, ClientContext
 from motley.models.units import fresh_tensors
 from motley.plan import Plan
 from motley.task import TaskKind, TaskSpec
+from motley.training.accelerator import compute_exactly
 from motley.workload import LocalData, Scalar, Split, Variant, Workload
 from motley.workloads.digits import Digits
 
 SIZES = (17, 40, 23, 9)
+DEVICE = os.environ.get("MOTLEY_TEST_DEVICE", "cpu")
+"""What clients of these tests train on; "cuda" runs them on a GPU."""
+compute_exactly(DEVICE)
 IN_DOUBLES = 1e-7
 """Bound for `DoubleDigits`; batches' weights and a few others stay in single precision."""
 
@@ -75,7 +80,9 @@ def contexts(
             client=f"client-{number}",
             global_variant=variant if algorithm.has_global_model else "",
         )
-        made.append(ClientContext(task=task, workload=workload, data=LocalData(split, split)))
+        made.append(
+            ClientContext(task=task, workload=workload, data=LocalData(split, split), device=DEVICE)
+        )
     return made
 
 

@@ -79,6 +79,10 @@ class Executor:
         self._workload, self._data, self._device = workload, data, device
         self._variants = workload.variants()
         self._tables: dict[str, UnitTable] = {}
+        if self.needs_torch:
+            from motley.training.accelerator import compute_exactly
+
+            compute_exactly(device)
 
     def over(self, data: LocalData) -> Executor:
         """Return an executor for another client of the workload; unit tables are shared."""

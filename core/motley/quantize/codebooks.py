@@ -64,7 +64,7 @@ class Codebooks:
         self.centres, self.sharpness, self.bounds = centres, sharpness, bounds
         self.frozen = False
         counts = torch.tensor([layer.count for layer in layers], device=bounds.device)
-        self._longest = bounds.repeat_interleave(counts, dim=1)
+        self._longest = bounds.repeat_interleave(counts, dim=1, output_size=centres.shape[1])
         self._cells: list[Cells] = []
         self._residual = centres.new_zeros(0)
         self.moved = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)

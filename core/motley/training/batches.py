@@ -31,13 +31,14 @@ class Batches:
         self._samples, self._seed, self._client = samples, seed, client
         self.per_pass = min(per_pass, samples) if per_pass else -(-samples // batch_size)
         self._pass = -1
-        self._parts: list[npt.NDArray[np.int64]] = []
+        self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
     def __call__(self, iteration: int) -> npt.NDArray[np.int64]:
         """Return the sample indices [B] of the batch at `iteration` (0-based)."""
         number, position = divmod(iteration, self.per_pass)
         if number != self._pass:
             rng = numpy_generator(self._seed, "batches", number, self._client)
-            self._parts = np.array_split(rng.permutation(self._samples), self.per_pass)
-            self._pass = number
-        return self._parts[position]
+            self._order, self._pass = rng.permutation(self._samples), number
+        size, longer = divmod(self._samples, self.per_pass)
+        start = position * size + min(position, longer)  # the first parts are one longer
+        return self._order[start : start + size + (position < longer)]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from motley.algorithms.base import ClientContext
+from motley.training.accelerator import resident
 from motley.training.batches import Batches
 
 
@@ -42,6 +43,13 @@ class PaddedBatches:
     def __init__(self, contexts: Sequence[ClientContext], batches: Sequence[Batches]) -> None:
         self._splits = [context.data.train for context in contexts]
         self._batches, self._device = batches, contexts[0].device
+        there = [resident(split, self._device) for split in self._splits]
+        held = [samples for samples in there if samples is not None]
+        self._together: tuple[torch.Tensor, torch.Tensor] | None = None
+        """All clients' samples one behind the other, where all are on a GPU."""
+        if len(held) == len(there):
+            self._together = torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+        self._starts = np.cumsum([0, *(len(split) for split in self._splits)])
 
     def __call__(self, iteration: int) -> Padded:
         """Return every client's batch at `iteration`."""
@@ -54,12 +62,24 @@ class PaddedBatches:
         present = np.arange(longest) < sizes[:, None]
         weights = (present / sizes[:, None]).astype(np.float32)
         even = bool((sizes == longest).all())
+        inputs, targets = self._gathered(filled)
         return Padded(
-            inputs=self._joined([s.inputs[i] for s, i in zip(self._splits, filled, strict=True)]),
-            targets=self._joined([s.targets[i] for s, i in zip(self._splits, filled, strict=True)]),
+            inputs=inputs,
+            targets=targets,
             weights=torch.from_numpy(weights).to(self._device),
             mask=None if even else torch.from_numpy(present.astype(np.float32)).to(self._device),
         )
+
+    def _gathered(self, chosen: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (inputs, targets) of the chosen samples of each client, folded."""
+        if self._together is not None:
+            places = [own + start for own, start in zip(chosen, self._starts, strict=False)]
+            index = self._joined(places)  # one transfer and two kernels, however many clients
+            inputs, targets = self._together
+            return inputs.index_select(0, index), targets.index_select(0, index)
+        pairs = list(zip(self._splits, chosen, strict=True))
+        inputs = self._joined([split.inputs[own] for split, own in pairs])
+        return inputs, self._joined([split.targets[own] for split, own in pairs])
 
     def _joined(self, parts: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(self._device)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from motley.algorithms.base import ClientContext
+from motley.training.accelerator import resident
 from motley.training.batches import Batches
 from motley.training.evaluation import to_torch
 from motley.training.losses import mean_loss
@@ -29,14 +30,15 @@ def local_sgd(
     Raises:
         TrainingError: a loss is not finite.
     """
-    inputs, targets = to_torch(context.data.train, context.device)
+    split, device = context.data.train, context.device
+    inputs, targets = resident(split, device) or to_torch(split, device)
     parameters = [p for p in module.parameters() if p.requires_grad]
     velocity = [torch.zeros_like(p) for p in parameters] if momentum else []
     losses = []
     module.train()
     for step in range(steps):
         iteration = context.plan.iteration + step
-        index = torch.from_numpy(batches(iteration)).to(context.device)
+        index = torch.from_numpy(batches(iteration)).to(device)
         loss = context.workload.loss(module(inputs[index]), targets[index]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():

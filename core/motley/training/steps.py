@@ -13,6 +13,7 @@ import torch
 
 from motley.algorithms.base import ClientContext, Tensors, Trained
 from motley.errors import TrainingError
+from motley.training.accelerator import resident
 from motley.training.batches import Batches
 from motley.training.evaluation import to_torch
 from motley.training.flat import FlatModel
@@ -51,7 +52,8 @@ class Feed:
     """A client's training batches by number, on its device."""
 
     def __init__(self, context: ClientContext, batches: Batches) -> None:
-        self._inputs, self._targets = to_torch(context.data.train, context.device)
+        split, device = context.data.train, context.device
+        self._inputs, self._targets = resident(split, device) or to_torch(split, device)
         self._batches, self._device = batches, context.device
 
     def __call__(self, number: int) -> Batch:
