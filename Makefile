@@ -17,7 +17,7 @@ help:
 	@echo "make check          lint, format, types, freshness of generated stubs, the site"
 	@echo "make docs           the pages of docs/ as a site in site/"
 	@echo "make bench          the benchmarks; results in benchmarks/out"
-	@echo "make paper DATA=FOLDER [TABLE=name MINUTES=60 SEARCH=1]  the papers' tables; stop and go on at will"
+	@echo "make paper DATA=FOLDER [TABLE=name MINUTES=60 SEARCH=1 DEVICE=cuda JOBS=8]  the papers' tables; stop and go on at will"
 	@echo "make stubs          generate the protobuf stubs again"
 
 # The stamp is newer than pyproject.toml once everything in it is installed.
@@ -72,7 +72,8 @@ bench: $(VENV)/.installed
 # Goes on where it was stopped; without TABLE all of them, in order of worth.
 paper: $(VENV)/.installed
 	@$(BIN)/python benchmarks/papers/paper.py $(TABLE) $(if $(DATA),--data $(DATA)) \
-	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEARCH),--search)
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEARCH),--search) \
+	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS))
 
 stubs: $(STUBS)/.installed
 	@$(STUBS)/bin/python proto/generate.py

@@ -133,6 +133,12 @@ def test_what_cannot_end_in_time_is_refused_and_goes_on_later(
     assert not list((tmp_path / "work" / "small").iterdir())
 
 
+def test_rows_for_a_gpu_wait_for_one() -> None:
+    table = tables.load("quped-2-cifar10-full")
+    assert not list(rows.queue([table], [], 1))
+    assert len(list(rows.queue([table], [], 1, gpu=True))) == len(table.rows)
+
+
 def test_pages_tell_what_was_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = small_table(tmp_path, monkeypatch, rounds=3)
     found = rows.run_row(table, "row", 0, tmp_path, FOREVER)
