@@ -21,13 +21,14 @@ def text(table: Table, *, drawn: bool) -> str:
     """Return a table's page."""
     of_others = "; a row with a name behind it is that other table's"
     of_others = of_others if any(row.same_as for row in table.rows) else ""
+    gpu = " DEVICE=cuda" if any(row.gpu for row in table.rows) else ""
     lines = [
         f"# {table.title}",
         "",
         f"{table.paper}. **{table.schedule.capitalize()} schedule.** {table.setup}",
         "",
-        f"`make paper TABLE={table.name} DATA=FOLDER` runs what is not run yet, and writes this "
-        f"page; each row's run file is in `benchmarks/papers/{table.name}`, each result in "
+        f"`make paper TABLE={table.name} DATA=FOLDER{gpu}` runs what is not run yet, and writes "
+        f"this page; each row's run file is in `benchmarks/papers/{table.name}`, each result in "
         f"`docs/results/{table.name}`{of_others}.",
         "",
         *_rows(table),

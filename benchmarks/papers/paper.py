@@ -9,8 +9,8 @@ when named. FOLDER holds the sets in their published formats (`mnist`,
 `qmnist`, `cifar-10-batches-bin`, `shakespeare`, ...); default: the variable MOTLEY_DATA_DIR.
 Rows run in order of worth, first every row with its first seed, then further seeds; what has a
 result is not run again. Ctrl-C, a kill or a power cut lose at most a round. With
-`--device cuda` rows that need a GPU are run too; `--jobs` is how many rows run at the same time,
-each in a process.
+`--device cuda` the rows that need a GPU are run, and they alone; one that is stopped starts anew.
+`--jobs` is how many rows run at the same time, each in a process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,6 +82,9 @@ def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
         page.write(table)
     for table in chosen:
         page.write(table)
+    skipped = 0 if gpu else sum(row.gpu for table in chosen for row in table.rows)
+    if skipped:
+        rows.console.print(f"{skipped} rows are for a GPU: --device cuda")
     raise SystemExit(f"{refused} rows were refused" if refused else None)
 
 
@@ -96,12 +99,23 @@ def _ended(
         return
     # Processes that start afresh: a GPU cannot be used on both sides of a fork.
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), _set_up) as pool:
-        started = {
-            pool.submit(rows.run_row, *entry, options.data, limits, options.device): entry
-            for entry in waiting
-        }
-        for one in as_completed(started):
-            yield started[one], one.result
+        started: dict[Future[results.Result], Entry] = {}
+        # One is handed out as one ends: what is handed out is run, whatever happens here.
+        for entry in waiting:
+            if len(started) == options.jobs:
+                yield from _first_ended(started)
+            one = pool.submit(rows.run_row, *entry, options.data, limits, options.device)
+            started[one] = entry
+        while started:
+            yield from _first_ended(started)
+
+
+def _first_ended(
+    started: dict[Future[results.Result], Entry],
+) -> Iterator[tuple[Entry, Callable[[], results.Result]]]:
+    """Wait for one to end; take out and yield those that have."""
+    for one in wait(started, return_when=FIRST_COMPLETED).done:
+        yield started.pop(one), one.result
 
 
 def _set_up() -> None:
@@ -166,6 +180,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="run and record the short rows")
     parser.add_argument("--list", action="store_true", help="show tables and what has been run")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error("--jobs is at least 1")
+    if (options.search or options.check) and (options.device != "cpu" or options.jobs > 1):
+        parser.error("--search and --check run on the processor, one by one")
     alone = options.search or options.check or options.rows
     if alone and any(name in scripts.SCRIPTS for name in options.tables):
         parser.error(f"{', '.join(scripts.SCRIPTS)} are scripts: without --search, --check, --rows")

@@ -156,8 +156,10 @@ def _processor(device: str) -> str:
 
     Kernels for other instructions add in another order: their last digits, and all digests, differ.
     """
-    if device != "cpu":
+    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device != "cpu":
+        return device
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

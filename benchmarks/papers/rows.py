@@ -76,8 +76,7 @@ class Pace:
             raise TooLongError(
                 f"{self._name} takes {a_round * self._rounds / 60:.0f} minutes, "
                 f"{a_round * to_do / 60:.0f} of them to go; it has "
-                f"{min(self._limits.row, self._limits.left) / 60:.0f} (--row-minutes, --minutes). "
-                f"What is done is kept"
+                f"{min(self._limits.row, self._limits.left) / 60:.0f} (--row-minutes, --minutes)"
             )
 
 
@@ -86,15 +85,14 @@ def queue(
 ) -> Iterator[tuple[Table, str, int]]:
     """Yield table, row and seed of what is to be run: first seeds first, then in order of worth.
 
-    `most`: seeds of a row at most; `gpu`: whether there is a GPU for the rows that need one.
+    `most`: seeds of a row at most; `gpu`: whether those that need a GPU, or the others.
     """
     waiting = [
         (seed, row.worth, number, place, table)
         for number, table in enumerate(tables)
         for place, row in enumerate(table.rows)
         for seed in range(min(table.seeds, most))
-        if not ((row.gpu and not gpu) or row.missing or row.same_as)
-        and (not only or row.name in only)
+        if row.gpu == gpu and not (row.missing or row.same_as) and (not only or row.name in only)
     ]
     for seed, _, _, place, table in sorted(waiting, key=lambda entry: entry[:4]):
         yield table, table.rows[place].name, seed
@@ -106,20 +104,22 @@ def run_row(
     """Run a row for one seed, or go on with it; return its result, which is saved.
 
     Raises:
-        TooLongError: it cannot end in the time it is given; what is done is kept.
+        TooLongError: it cannot end in the time it is given; on a processor, what is done is kept.
     """
     text = table.run_file(row, seed)
     runfile = parse(text, f"{table.name}/{row}.toml")
-    place = WORK / table.name / f"{row}-{seed}-{results.digest(text)[:8]}"
-    place.mkdir(parents=True, exist_ok=True)
+    place = None
+    if device == "cpu":
+        place = WORK / table.name / f"{row}-{seed}-{results.digest(text)[:8]}"
+        place.mkdir(parents=True, exist_ok=True)
+    # On a GPU states' files take as long as the training, and a row takes minutes: they stay in
+    # memory, and a row that is stopped starts anew.
     found = simulate(
         text,
         population=population_of(
             runfile, data=table.data_of(table.data or runfile.simulate.data, folder)
         ),
-        # On a GPU states' files take as long as the training, and a row takes minutes: it is not
-        # to be gone on with, but starts anew.
-        directory=place if device == "cpu" else None,
+        directory=place,
         batch=table.batch,
         device=device,
         watcher=Pace(f"{table.name}/{row} seed {seed}", runfile.run.rounds, limits),
@@ -128,7 +128,8 @@ def run_row(
         raise SystemExit(f"{table.name}/{row} seed {seed} is {found.status}: {found.reason}")
     result = results.result_of(row, seed, text, found.record, measure=table.measure, device=device)
     results.save(table.name, result)
-    shutil.rmtree(place)
+    if place is not None:
+        shutil.rmtree(place)
     return result
 
 

@@ -12,6 +12,7 @@ from together import assert_close, contexts, global_model
 
 from motley.algorithms.fedavg import FedAvg
 from motley.errors import TrainingError
+from motley.execution.executor import Executor
 from motley.training import accelerator, padded
 from motley.training.evaluation import to_torch
 from motley.training.padded import PaddedBatches
@@ -27,8 +28,10 @@ def test_kept_samples_give_the_same_batches(
 ) -> None:
     made = contexts(Digits(), FedAvg.configure({}), "mlp", sizes=sizes)
     drawn = [FedAvg.configure({"batch_size": 7}).settings.batches(c) for c in made]
+    monkeypatch.setattr(padded, "resident", lambda split, device: None)
     expected = PaddedBatches(made, drawn)
     monkeypatch.setattr(padded, "resident", to_torch)
+    monkeypatch.setattr(padded, "has_room", lambda size, device: True)
     found = PaddedBatches(made, drawn)
     for iteration in range(8):
         before, now = expected(iteration), found(iteration)
@@ -52,16 +55,38 @@ def test_nothing_is_kept_for_a_processor() -> None:
     assert accelerator.resident(split, "cpu") is None
 
 
-@needs_gpu
-def test_kept_samples_go_with_their_split() -> None:
+def test_kept_samples_go_with_their_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card here is a stand-in of 100 bytes, on which tensors stay in memory."""
+    kept: dict[object, object] = {}
+    monkeypatch.setattr(accelerator, "_kept", kept)
+    monkeypatch.setattr(accelerator, "to_torch", lambda split, device: to_torch(split, "cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80, 100))
     split = Split(np.zeros((3, 2), np.float32), np.zeros(3, np.int64))
     first = accelerator.resident(split, "cuda")
     assert first is not None
     assert first is accelerator.resident(split, "cuda")
-    count = len(accelerator._kept)
+    larger = Split(np.zeros((4, 2), np.float32), np.zeros(4, np.int64))
+    assert accelerator.resident(larger, "cuda") is None, "the card would be more than half full"
+    assert len(kept) == 1
     del split
     gc.collect()
-    assert len(accelerator._kept) == count - 1
+    assert not kept
+
+
+def test_executors_on_a_gpu_compute_exactly() -> None:
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in switches]
+    data = contexts(Digits(), FedAvg.configure({}), "mlp")[0].data
+    try:
+        for place in switches:
+            place.allow_tf32 = True
+        Executor(Digits(), data, "cpu")
+        assert [place.allow_tf32 for place in switches] == [True, True]
+        Executor(Digits(), data, "cuda")
+        assert [place.allow_tf32 for place in switches] == [False, False]
+    finally:
+        for place, value in zip(switches, before, strict=True):
+            place.allow_tf32 = value
 
 
 @needs_gpu

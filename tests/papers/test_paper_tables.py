@@ -3,6 +3,7 @@ on, and refuses what cannot end in time."""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ PAPERS = Path(__file__).resolve().parents[2] / "benchmarks" / "papers"
 sys.path.insert(0, str(PAPERS))
 
 import page  # noqa: E402
+import paper  # noqa: E402
 import results  # noqa: E402
 import rows  # noqa: E402
 import scripts  # noqa: E402
@@ -122,7 +124,7 @@ def test_what_cannot_end_in_time_is_refused_and_goes_on_later(
     table = small_table(tmp_path, monkeypatch, rounds=12)
     whole = rows.run_row(table, "other", 0, tmp_path, FOREVER)
     hurried = rows.Limits(row=1e-3, queue=1e9, began=time.monotonic())
-    with pytest.raises(rows.TooLongError, match="What is done is kept"):
+    with pytest.raises(rows.TooLongError, match="takes 0 minutes"):
         rows.run_row(table, "row", 0, tmp_path, hurried)
     assert results.saved("small", "row", 0) is None
     begun = list((tmp_path / "work" / "small").iterdir())
@@ -137,6 +139,17 @@ def test_rows_for_a_gpu_wait_for_one() -> None:
     table = tables.load("quped-2-cifar10-full")
     assert not list(rows.queue([table], [], 1))
     assert len(list(rows.queue([table], [], 1, gpu=True))) == len(table.rows)
+    assert not list(rows.queue([tables.load("quped-2-femnist")], [], 1, gpu=True))
+
+
+def test_a_row_that_fails_ends_rows_side_by_side() -> None:
+    table = tables.load("quped-2-femnist").model_copy(update={"name": "no-such-table"})
+    options = argparse.Namespace(jobs=2, data=None, device="cpu")
+    ended = paper._ended([(table, f"row-{number}", 0) for number in range(4)], options, FOREVER)
+    _, result = next(ended)
+    with pytest.raises(FileNotFoundError, match="no-such-table"):
+        result()
+    ended.close()
 
 
 def test_pages_tell_what_was_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

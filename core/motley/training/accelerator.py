@@ -17,12 +17,13 @@ _kept: dict[tuple[int, str], Samples] = {}
 
 
 def compute_exactly(device: str) -> None:
-    """Let convolutions on CUDA compute in float32 and repeat their results; else do nothing.
+    """Let CUDA compute in float32, and convolutions repeat their results; else do nothing.
 
     The library's default keeps 10 bits of each factor (TF32), and takes whichever kernel is
     fastest, of which some add in no fixed order.
     """
     if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -38,9 +39,14 @@ def resident(split: Split, device: str) -> Samples | None:
         return None
     key = (id(split), device)
     if key not in _kept:
-        free, all_of_it = torch.cuda.mem_get_info(device)
-        if free - split.inputs.nbytes < LARGEST_SHARE * all_of_it:
+        if not has_room(split.inputs.nbytes, device):
             return None
         _kept[key] = to_torch(split, device)
         weakref.finalize(split, _kept.pop, key, None)
     return _kept[key]
+
+
+def has_room(size: int, device: str) -> bool:
+    """Tell whether a GPU is less than half full with `size` bytes more."""
+    free, all_of_it = torch.cuda.mem_get_info(device)
+    return free - size >= LARGEST_SHARE * all_of_it

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from motley.algorithms.base import ClientContext
-from motley.training.accelerator import resident
+from motley.training.accelerator import has_room, resident
 from motley.training.batches import Batches
 
 
@@ -47,7 +47,8 @@ class PaddedBatches:
         held = [samples for samples in there if samples is not None]
         self._together: tuple[torch.Tensor, torch.Tensor] | None = None
         """All clients' samples one behind the other, where all are on a GPU."""
-        if len(held) == len(there):
+        size = sum(inputs.nbytes for inputs, _ in held)
+        if len(held) == len(there) and has_room(size, self._device):
             self._together = torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
         self._starts = np.cumsum([0, *(len(split) for split in self._splits)])
 
