@@ -46,6 +46,11 @@ def resident(split: Split, device: str) -> Samples | None:
     return _kept[key]
 
 
+def samples_on(split: Split, device: str) -> Samples:
+    """Return a split's (inputs, targets) on a device: those kept there, or sent for this once."""
+    return resident(split, device) or to_torch(split, device)
+
+
 def has_room(size: int, device: str) -> bool:
     """Tell whether a GPU is less than half full with `size` bytes more."""
     free, all_of_it = torch.cuda.mem_get_info(device)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 
 from motley.algorithms.base import ClientContext
-from motley.training.accelerator import resident
+from motley.training.accelerator import samples_on
 from motley.training.batches import Batches
-from motley.training.evaluation import to_torch
 from motley.training.losses import mean_loss
 
 
@@ -30,8 +29,8 @@ def local_sgd(
     Raises:
         TrainingError: a loss is not finite.
     """
-    split, device = context.data.train, context.device
-    inputs, targets = resident(split, device) or to_torch(split, device)
+    device = context.device
+    inputs, targets = samples_on(context.data.train, device)
     parameters = [p for p in module.parameters() if p.requires_grad]
     velocity = [torch.zeros_like(p) for p in parameters] if momentum else []
     losses = []

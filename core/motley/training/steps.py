@@ -13,9 +13,8 @@ import torch
 
 from motley.algorithms.base import ClientContext, Tensors, Trained
 from motley.errors import TrainingError
-from motley.training.accelerator import resident
+from motley.training.accelerator import samples_on
 from motley.training.batches import Batches
-from motley.training.evaluation import to_torch
 from motley.training.flat import FlatModel
 from motley.training.losses import mean_loss, mean_losses
 from motley.training.many import ManyModel
@@ -52,8 +51,7 @@ class Feed:
     """A client's training batches by number, on its device."""
 
     def __init__(self, context: ClientContext, batches: Batches) -> None:
-        split, device = context.data.train, context.device
-        self._inputs, self._targets = resident(split, device) or to_torch(split, device)
+        self._inputs, self._targets = samples_on(context.data.train, context.device)
         self._batches, self._device = batches, context.device
 
     def __call__(self, number: int) -> Batch:
