@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from asyncio import FIRST_COMPLETED
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from fedclient.errors import StorageError, TransferError
 from fedclient.outbox import Update
 from fedclient.transfer.peer import Peer, is_for_now, pause, raise_if_final
 from fedclient.transfer.speed import LinkRecord
-from motley.wire import file_sha256, iter_frames
+from motley.wire import Frame, FrameError, file_sha256, iter_frames
 from motley.wire.stubs import common_pb2, federation_pb2
 
 log = get_logger()
@@ -86,11 +87,11 @@ class _Attempt:
         self._under_way: deque[int] = deque()
         """Ends of the frames that were written and not acknowledged."""
         self._moved = asyncio.Event()
+        self._sender: asyncio.Task[None] | None = None
         self.acknowledged = 0
 
     async def run(self) -> federation_pb2.Receipt:
         call = self._peer.stub.Upload()
-        sender: asyncio.Task[None] | None = None
         try:
             with self._peer.watching() as watch:
                 await watch.step(call.write(self._opening()))
@@ -100,17 +101,16 @@ class _Attempt:
             offset = self._checked(reply.acknowledged)
             started = time.monotonic()
             log.info("upload_started", task=self._task_id, offset=offset, size=self._size)
-            sender = asyncio.create_task(self._send(call, offset))
+            self._sender = asyncio.create_task(self._send(call, offset))
             receipt = await self._receipt(call)
             self._link.uploaded(self._size - offset, time.monotonic() - started)
             return receipt
         except asyncio.InvalidStateError as error:  # written into a stream that had ended
             raise await _status(call, error) from None
         finally:
-            if sender is not None:
-                sender.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([sender])
+            if self._sender is not None:
+                self._sender.cancel()
+                await asyncio.gather(self._sender, return_exceptions=True)
             call.cancel()
 
     @property
@@ -163,12 +163,14 @@ class _Attempt:
     async def _read(self, call: Any) -> federation_pb2.UploadReply:
         """Return the next reply; time runs out only while the sender does not move either."""
         read = asyncio.ensure_future(call.read())
+        # Whoever cancels us does not ask how it ended, and a broken stream is no stack trace.
+        read.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             while not read.done():
                 left = self._progress.moved + self._peer.patience.idle_seconds - time.monotonic()
                 if left <= 0:
                     raise asyncio.TimeoutError
-                await asyncio.wait([read], timeout=left)
+                await asyncio.wait(self._at_work(read), timeout=left, return_when=FIRST_COMPLETED)
         finally:
             if not read.done():
                 read.cancel()
@@ -178,21 +180,45 @@ class _Attempt:
             raise await _status(call, _BrokenStreamError("the stream ended without a receipt"))
         return reply  # type: ignore[no-any-return]
 
+    def _at_work(self, read: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:
+        """Return what to wait for; raise what ended the sender: no reply will come then."""
+        if self._sender is None:
+            return {read}
+        if self._sender.done():
+            self._sender.result()
+            return {read}
+        return {read, self._sender}
+
     async def _send(self, call: Any, offset: int) -> None:
         """Write all frames, each when those before it are acknowledged.
 
         A broken stream shows at the reading side, which knows the status.
+
+        Raises:
+            TransferError: this device's disk does not give the bytes.
         """
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while offset < self._size:
-                size = self._link.frame("upload")
-                frame = next(iter_frames(self._update.payload, offset, size))
+                frame = self._frame(offset, self._link.frame("upload"))
                 await self._room()
                 offset += len(frame.data)
                 self._under_way.append(offset)
                 await call.write(frame)
                 self._progress.note()
             await call.done_writing()
+
+    def _frame(self, offset: int, size: int) -> Frame:
+        try:
+            frame, reason = next(iter_frames(self._update.payload, offset, size), None), "cut short"
+        except (OSError, FrameError) as error:
+            frame, reason = None, str(error)
+        if frame is None:
+            raise TransferError(
+                f"the update of task {self._task_id} cannot be read ({reason}); "
+                f"check the disk that holds {self._update.payload.parent}",
+                StorageError.code,
+            )
+        return frame
 
     async def _room(self) -> None:
         """Wait until another frame may be under way: two on a good link, else one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import hashlib
 
 import grpc
@@ -235,5 +236,66 @@ def test_an_update_that_the_disk_spoiled_is_not_sent_for_ever(options, desk):
             update.payload.write_bytes(bytes(5000))
             assert not await send(made, update)
         assert server.reports[0].failure.code == "storage"
+
+    run(body)
+
+
+def test_an_update_that_the_disk_cannot_read_is_reported_at_once(options, desk, monkeypatch):
+    def unreadable(path, offset, size):
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def body():
+        server = await FakeServer().start()
+        monkeypatch.setattr("fedclient.transfer.upload.iter_frames", unreadable)
+        async with desk(options(server)) as made:
+            assert not await asyncio.wait_for(
+                send(made, put_update(made.outbox, random_bytes(5000))), 2.5
+            )
+        failure = server.reports[0].failure
+        assert failure.code == "storage"
+        assert "Input/output error" in failure.message
+
+    run(body)
+
+
+def test_a_stream_that_breaks_while_the_upload_is_cancelled_leaves_no_stack_trace(options, desk):
+    """As when a certificate runs out: the server ends the call, and the daemon its work."""
+
+    class Breaking:
+        async def write(self, message: object) -> None:
+            pass
+
+        async def read(self) -> object:
+            assert uploading is not None
+            uploading.cancel()
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "[expired]"
+            )
+
+        def cancel(self) -> None:
+            pass
+
+    class Stub:
+        def Upload(self) -> Breaking:  # noqa: N802
+            return Breaking()
+
+    uploading: asyncio.Task[object] | None = None
+    never_retrieved: list[dict[str, object]] = []
+
+    async def body():
+        nonlocal uploading
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, context: never_retrieved.append(context)
+        )
+        server = await FakeServer().start()
+        async with desk(options(server)) as made:
+            object.__setattr__(made.peer, "stub", Stub())
+            update = put_update(made.outbox, b"x" * 100)
+            uploading = asyncio.create_task(upload(made.peer, update, made.link))
+            await asyncio.wait({uploading})
+            assert uploading.cancelled()
+            uploading = None  # what only it held is told to the loop when it goes
+            gc.collect()
+            assert never_retrieved == []
 
     run(body)
