@@ -121,7 +121,7 @@ def connect(data: Path | None, operator: Path | None, server: str) -> Any:
     Without a server, what can be read of the directory's runs is read from its files.
     """
     from fedserver.client import Operator
-    from fedserver.stored import StoredRuns
+    from fedserver.control_socket import control_socket
 
     if operator is None:
         if server:
@@ -130,5 +130,9 @@ def connect(data: Path | None, operator: Path | None, server: str) -> Any:
                 "or leave --server out to steer the server of this machine"
             )
         root = data or default_data()
-        return StoredRuns(root) if StoredRuns.are_in(root) else Operator(root)
+        if control_socket(root).exists() or not (root / "motley.sqlite").exists():
+            return Operator(root)
+        from fedserver.stored import StoredRuns  # with the database, which others do without
+
+        return StoredRuns(root)
     return Operator.over_network(operator, server)

@@ -15,7 +15,6 @@ import typer
 from fedserver.cli_options import JsonOption, WorkloadOption
 from motley.errors import MotleyError, RunFileError
 from motley.logs import LogFormat, configure
-from motley.runfile import parse
 
 if TYPE_CHECKING:
     from fedserver.simulate.progress import Watcher
@@ -66,6 +65,7 @@ def simulate(
     from fedserver.simulate import simulation
     from fedserver.simulate.population import population_of
     from motley.plugins import parse_mappings
+    from motley.runfile import parse
 
     # Before torch is imported: threads that spin while they wait take the cores from each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

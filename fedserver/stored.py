@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fedserver.client import Operator
-from fedserver.control_socket import control_socket
 from fedserver.rounds import view
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
@@ -23,11 +22,6 @@ class StoredRuns(Operator):
 
     The other commands say that no server answers.
     """
-
-    @staticmethod
-    def are_in(root: Path) -> bool:
-        """Return whether a data directory holds runs, and no server."""
-        return (root / "motley.sqlite").exists() and not control_socket(root).exists()
 
     def runs(self) -> list[dict[str, Any]]:
         """Return a summary of every run, the newest first."""

@@ -6,9 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 
 for folder in ("server", "integration", "simulate", "dashboard"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
+
+
+# A stack trace drawn in colours takes seconds, and tests provoke some.
+*_steps, _ = structlog.get_config()["processors"]
+_plainly = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*_steps, _plainly])
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,10 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import Enum
+from typing import TYPE_CHECKING
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
 
 class LogFormat(str, Enum):
@@ -20,6 +22,8 @@ class LogFormat(str, Enum):
 
 def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
     """Write events of a level and above to standard error."""
+    import structlog  # here, not above: a command that only asks does without
+
     renderer: structlog.typing.Processor
     if log_format is LogFormat.JSON:
         renderer = structlog.processors.JSONRenderer()
@@ -83,6 +87,8 @@ def _word(value: object) -> str:
 @contextlib.contextmanager
 def listened_to(listener: structlog.typing.Processor) -> Iterator[None]:
     """Hand every event to `listener` too, just before it is written; from any thread."""
+    import structlog
+
     processors = structlog.get_config()["processors"]
     # In place: loggers that were used before hold this very list.
     processors.insert(len(processors) - 1, listener)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedserver.cli_export import _fetched, _workload
 from fedserver.display import print_promises
+from fedserver.global_model import fetched, workload_of
 from motley.errors import ExportError
 from motley.models.units import fresh_tensors, variant_table
 from motley.wire import encode_dense, write_payload
@@ -38,7 +38,7 @@ class GoesOn:
 @pytest.mark.parametrize("number", [0, 3])
 def test_the_round_that_is_described_is_the_one_that_is_fetched(number: int) -> None:
     operator: Any = GoesOn()
-    assert _fetched(operator, RECORD, number, Digits()).about.rounds == 3
+    assert fetched(operator, RECORD, number, Digits()).about.rounds == 3
 
 
 def test_fields_that_an_older_server_lacks_are_done_without(
@@ -51,4 +51,4 @@ def test_fields_that_an_older_server_lacks_are_done_without(
     print_promises({})
     older = {"name": "test", "workload": "digits", "algorithm": "fedavg"}
     with pytest.raises(ExportError, match="no global model"):
-        _workload(older, {})
+        workload_of(older, {})
