@@ -24,6 +24,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from motley.algorithms import registry
+
 HERE = Path(__file__).resolve().parent
 FAULTS = HERE.parent / "faults"
 STUB = HERE / "forge_stub.py"
@@ -40,7 +42,6 @@ MODULES = (
     "fedclient.worker",
     "fedclient.profile",
     "motley.execution.executor",
-    "motley.algorithms.fedavg",
     "motley.training.alternating",
     "motley.training.sgd",
     "motley.training.distillation",
@@ -262,6 +263,8 @@ def main() -> None:
     """Import everything, then fork."""
     for name in MODULES:
         importlib.import_module(name)
+    for name in registry.names():  # a client tells which it can run, and imports all for that
+        registry.find(name)
     gc.collect()
     gc.freeze()
     work = _Smithy(sys.argv[1]).run()

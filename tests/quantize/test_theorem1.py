@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "the
 
 from logistic import Problem, algorithm_1
 
-STEPS = 6000
+STEPS = 4000
 
 
 @pytest.mark.parametrize("lam", [0.02, 0.1])
@@ -37,7 +37,7 @@ def test_theorem_1(lam: float) -> None:
 @pytest.mark.parametrize("centres", [3, 4, 8])
 def test_theorem_1_with_more_centres(centres: int) -> None:
     problem = Problem(0.1, centres=centres)
-    path = algorithm_1(problem, 1500)
+    path = algorithm_1(problem, 750)
     objective = np.array(path.objective)
     assert path.span <= problem.span
     assert np.diff(objective).max() <= 1e-14

@@ -87,7 +87,7 @@ def kill_after(arguments: list[str], lines: int) -> bool:
 
 @pytest.mark.processes
 def test_a_killed_simulation_goes_on_and_ends_in_the_same_model(tmp_path: Path) -> None:
-    text = run(algorithm="quped", rounds=8, clients=4, rules="count = 3", sections=PHONES)
+    text = run(algorithm="quped", rounds=6, clients=4, rules="count = 3", sections=PHONES)
     (tmp_path / "run.toml").write_text(text)
     whole = simulate(text)
     arguments = command(tmp_path, tmp_path / "data")
