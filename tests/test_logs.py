@@ -24,8 +24,9 @@ SHOWN = (
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
+    before = structlog.get_config()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 def test_people_read_words_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

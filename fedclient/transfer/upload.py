@@ -24,10 +24,16 @@ log = get_logger()
 
 GOOD_WINDOW = 2
 """Frames under way on a link that was not cut for a while."""
+UNREADABLE_ATTEMPTS = 5
+"""Attempts in a row that this device's disk may end before the update is given up."""
 
 
 class _BrokenStreamError(Exception):
     """The stream ended without a receipt."""
+
+
+class _UnreadableError(Exception):
+    """The update's file does not give its bytes."""
 
 
 @dataclass
@@ -44,9 +50,11 @@ async def upload(peer: Peer, update: Update, link: LinkRecord) -> federation_pb2
     """Send an update until the server gives a receipt for it. Breaks are retried for ever.
 
     Raises:
-        TransferError: the server will never take it (unknown task, wrong bytes, ...).
+        TransferError: the server will never take it (unknown task, wrong bytes, ...), or this
+            device's disk does not give it.
     """
-    backoff, task_id, acknowledged = peer.backoff(), update.meta.task_id, -1
+    backoff, task_id, acknowledged = peer.backoff(), update.meta.task_id, 0
+    unreadable = 0
     while True:
         attempt = _Attempt(peer, update, link)
         try:
@@ -65,14 +73,23 @@ async def upload(peer: Peer, update: Update, link: LinkRecord) -> federation_pb2
         except _BrokenStreamError as error:
             reason, wait = str(error), backoff.next()
             link.cut("upload")
+        except _UnreadableError as error:
+            unreadable += 1
+            if unreadable >= UNREADABLE_ATTEMPTS:
+                raise TransferError(
+                    f"the update of task {task_id} cannot be read ({error}); check the disk that "
+                    f"holds {update.payload.parent}",
+                    StorageError.code,
+                ) from None
+            reason, wait = str(error), backoff.next()
         if attempt.acknowledged > acknowledged:
-            acknowledged = attempt.acknowledged
+            acknowledged, unreadable = attempt.acknowledged, 0
             backoff.reset()
         log.info(
             "upload_interrupted",
             task=task_id,
             reason=reason,
-            acknowledged=max(acknowledged, 0),
+            acknowledged=acknowledged,
             retry_in=round(wait, 2),
         )
         await peer.sleep(wait)
@@ -108,10 +125,10 @@ class _Attempt:
         except asyncio.InvalidStateError as error:  # written into a stream that had ended
             raise await _status(call, error) from None
         finally:
+            call.cancel()
             if self._sender is not None:
                 self._sender.cancel()
                 await asyncio.gather(self._sender, return_exceptions=True)
-            call.cancel()
 
     @property
     def _task_id(self) -> str:
@@ -181,13 +198,15 @@ class _Attempt:
         return reply  # type: ignore[no-any-return]
 
     def _at_work(self, read: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:
-        """Return what to wait for; raise what ended the sender: no reply will come then."""
+        """Return what to wait for; raise when the sender has no bytes: no reply will come then."""
         if self._sender is None:
             return {read}
-        if self._sender.done():
-            self._sender.result()
-            return {read}
-        return {read, self._sender}
+        if not self._sender.done():
+            return {read, self._sender}
+        failure = self._sender.exception()
+        if isinstance(failure, _UnreadableError):
+            raise failure
+        return {read}  # whatever else ended it, the reading side will know why
 
     async def _send(self, call: Any, offset: int) -> None:
         """Write all frames, each when those before it are acknowledged.
@@ -195,7 +214,7 @@ class _Attempt:
         A broken stream shows at the reading side, which knows the status.
 
         Raises:
-            TransferError: this device's disk does not give the bytes.
+            _UnreadableError: this device's disk does not give the bytes.
         """
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while offset < self._size:
@@ -209,15 +228,11 @@ class _Attempt:
 
     def _frame(self, offset: int, size: int) -> Frame:
         try:
-            frame, reason = next(iter_frames(self._update.payload, offset, size), None), "cut short"
+            frame = next(iter_frames(self._update.payload, offset, size), None)
         except (OSError, FrameError) as error:
-            frame, reason = None, str(error)
+            raise _UnreadableError(str(error)) from None
         if frame is None:
-            raise TransferError(
-                f"the update of task {self._task_id} cannot be read ({reason}); "
-                f"check the disk that holds {self._update.payload.parent}",
-                StorageError.code,
-            )
+            raise _UnreadableError("cut short")
         return frame
 
     async def _room(self) -> None:
@@ -240,7 +255,11 @@ class _Attempt:
 
 def _check_file(update: Update) -> None:
     """Raise TransferError when the bytes on the disk are not what was trained."""
-    if file_sha256(update.payload).hex() != update.meta.sha256:
+    try:
+        digest = file_sha256(update.payload).hex()
+    except OSError:
+        return  # it cannot be told; whether the disk gives the frames, the next attempt shows
+    if digest != update.meta.sha256:
         raise TransferError(
             f"the update of task {update.meta.task_id} was damaged on this device's disk; "
             f"check the disk that holds {update.payload.parent}",

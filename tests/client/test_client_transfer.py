@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import hashlib
+import time
 
 import grpc
 import pytest
@@ -19,7 +20,8 @@ from fedclient.outbox import Outbox, UpdateMeta
 from fedclient.transfer.download import DAMAGED_ATTEMPTS, download
 from fedclient.transfer.peer import Patience
 from fedclient.transfer.speed import LinkRecord
-from fedclient.transfer.upload import upload
+from fedclient.transfer.upload import UNREADABLE_ATTEMPTS, upload
+from motley.wire import iter_frames
 from motley.wire.stubs import common_pb2
 
 SIZE = 50 * FRAME + 123
@@ -240,20 +242,64 @@ def test_an_update_that_the_disk_spoiled_is_not_sent_for_ever(options, desk):
     run(body)
 
 
-def test_an_update_that_the_disk_cannot_read_is_reported_at_once(options, desk, monkeypatch):
-    def unreadable(path, offset, size):
-        raise OSError(errno.EIO, "Input/output error")
+def failing_reads(monkeypatch, failures):
+    """Let the next `failures` frames be unreadable; return how many were asked for."""
+    asked = []
 
+    def read(path, offset, size):
+        asked.append(offset)
+        if len(asked) <= failures:
+            raise OSError(errno.EIO, "Input/output error")
+        return iter_frames(path, offset, size)
+
+    monkeypatch.setattr("fedclient.transfer.upload.iter_frames", read)
+    return asked
+
+
+def test_an_update_that_the_disk_cannot_read_is_given_up_and_reported(options, desk, monkeypatch):
     async def body():
         server = await FakeServer().start()
-        monkeypatch.setattr("fedclient.transfer.upload.iter_frames", unreadable)
+        asked = failing_reads(monkeypatch, 10**6)
         async with desk(options(server)) as made:
-            assert not await asyncio.wait_for(
-                send(made, put_update(made.outbox, random_bytes(5000))), 2.5
-            )
+            update = put_update(made.outbox, random_bytes(5000))
+            began = time.monotonic()
+            assert not await send(made, update)
+            assert time.monotonic() - began < made.peer.patience.idle_seconds
+            assert made.outbox.recover() == []
         failure = server.reports[0].failure
         assert failure.code == "storage"
         assert "Input/output error" in failure.message
+        assert len(asked) == UNREADABLE_ATTEMPTS
+
+    run(body)
+
+
+def test_a_disk_that_stumbles_costs_no_update(options, desk, monkeypatch):
+    async def body():
+        server, content = await FakeServer().start(), random_bytes(5000)
+        failing_reads(monkeypatch, UNREADABLE_ATTEMPTS - 1)
+        async with desk(options(server)) as made:
+            assert await send(made, put_update(made.outbox, content))
+        assert server.updates["task-1"] == content
+
+    run(body)
+
+
+def test_an_update_that_was_cut_short_in_mid_transfer_is_given_up(options, desk, monkeypatch):
+    async def body():
+        server, content = await FakeServer().start(), random_bytes(3 * 1024**2)
+        async with desk(options(server)) as made:
+            update = put_update(made.outbox, content)
+
+            def cut(path, offset, size):
+                if offset and update.payload.stat().st_size == len(content):
+                    update.payload.write_bytes(content[:offset])
+                return iter_frames(path, offset, size)
+
+            monkeypatch.setattr("fedclient.transfer.upload.iter_frames", cut)
+            assert not await send(made, update)
+        assert server.reports[0].failure.code == "storage"
+        assert "cut short" in server.reports[0].failure.message
 
     run(body)
 

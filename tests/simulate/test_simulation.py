@@ -92,7 +92,7 @@ def test_a_killed_simulation_goes_on_and_ends_in_the_same_model(tmp_path: Path) 
     whole = simulate(text)
     arguments = command(tmp_path, tmp_path / "data")
     assert kill_after(arguments, 2)
-    assert kill_after(arguments, 3)
+    assert kill_after(arguments, 2)
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert result["status"] == "finished"
