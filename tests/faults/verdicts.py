@@ -59,8 +59,8 @@ def judge(bench: Bench, plan: Schedule, run_id: str) -> Verdict:
     calm = verdict.state if plan.over_select else bench.calm.get(plan.algorithm, verdict.state)
     if verdict.state != calm:
         verdict.problems.append("another final model than the calm run's")
+    _settled(verdict, world)  # the last receipts may be on their way
     _check_receipts(verdict, world, record, rounds)
-    _settled(verdict, world)
     _check_disks(verdict, world, record, closed, expected)
     _check_logs(verdict, world, plan)
     return verdict
