@@ -15,6 +15,7 @@ from tables import Search, Stage, Table, Value
 from fedserver.simulate.population import population_of
 from fedserver.simulate.progress import Closed
 from fedserver.simulate.simulation import simulate
+from motley.errors import TrainingError
 from motley.runfile import parse
 from motley.task import TaskSpec
 
@@ -136,7 +137,10 @@ def run_row(
 def score(
     table: Table, search: Search, stage: Stage, row: str, settings: Settings, folder: Path
 ) -> float:
-    """Return the validation accuracy in per cent that a row reaches with other settings."""
+    """Return the validation accuracy in per cent that a row reaches with other settings.
+
+    0 where training diverges; whatever else ends the run ends the search, and says why.
+    """
     text = shortened(table.run_file(row, 0), stage.rounds, stage.clients, settings)
     data = table.data_of(table.data, folder)
     data += f"{'&' if '?' in data else '?'}validate={search.validate_share}"
@@ -148,6 +152,8 @@ def score(
         batch=table.batch,
     )
     if found.status != "finished":
+        if f": {TrainingError.code}: " not in found.reason:
+            raise SystemExit(f"{table.name}/{row} is {found.status}: {found.reason[:500]}")
         return 0.0
     result = results.result_of(row, 0, text, found.record, measure=table.measure)
     return result.mean

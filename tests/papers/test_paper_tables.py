@@ -273,3 +273,16 @@ def test_comparisons_with_scripts_of_their_own_are_called_by_name() -> None:
     with pytest.raises(SystemExit, match="give --data FOLDER"):
         scripts.commands("fedmpq", None, 5, pages=False)
     assert all((PAPERS.parent / script.file).exists() for script in scripts.SCRIPTS.values())
+
+
+def test_a_candidate_scores_zero_where_it_diverges_and_no_other_failure_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = small_table(tmp_path, monkeypatch, rounds=3)
+    stage = tables.Stage(clients=2, rounds=2, candidates={})
+    plan = tables.Search(validate_share=0.2, stages=(stage,))
+    assert rows.score(table, plan, stage, "row", {"learning_rate": 1e30}, tmp_path) == 0
+    assert rows.score(table, plan, stage, "row", {"learning_rate": 0.1}, tmp_path) > 0
+    broken = table.model_copy(update={"data": f"{table.data}&no-such-option=1"})
+    with pytest.raises(SystemExit, match=r"small/row is paused: .*no-such-option"):
+        rows.score(broken, plan, stage, "row", {"learning_rate": 0.1}, tmp_path)
