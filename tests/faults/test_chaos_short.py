@@ -8,13 +8,11 @@ import operator
 import pytest
 from chaos import in_memory, run_all
 from fault_points import POINTS, RENEWALS
-from schedules import ROUNDS, Step, schedule, systematic_count
+from schedules import Step, schedule, systematic_count
 
 SEEDS = [15, 26, 55]
 """QuPeD and FedAvg with over-selection under systematic faults, and one drawn at random; over TLS,
 with certificates that run out within the run."""
-LEAST_UPDATES = 2 * ROUNDS
-"""A round with over-selection closes with two at its deadline, which a slow machine may reach."""
 
 
 @pytest.mark.processes
@@ -24,7 +22,7 @@ def test_disturbed_runs_end_in_the_models_of_calm_ones() -> None:
         reports = run_all([schedule(seed) for seed in SEEDS], folder)
     assert {r.schedule.seed: r.verdict.problems for r in reports} == {s: [] for s in SEEDS}
     acknowledged = {r.schedule.seed: r.verdict.acknowledged for r in reports}
-    assert min(acknowledged.values()) >= LEAST_UPDATES, acknowledged
+    assert min(acknowledged.values()) >= 32, acknowledged
     assert sum(len(r.fired) for r in reports) >= 6, "faults did take place"
 
 
