@@ -60,6 +60,15 @@ def test_one_subject(archive: Path) -> None:
     npt.assert_allclose(data.train.inputs[:, :, 3], np.radians(1000), rtol=1e-6)
 
 
+def test_a_validation_set_is_the_last_of_what_trains(archive: Path) -> None:
+    data = load(f"{archive}?subject=SA02&validate=0.4")
+    # Of 7 and 3 training windows of a code, 4 and 1 stay; no test window is seen.
+    assert windows(data.train) == [*range(20, 24), 30, 35]
+    assert windows(data.test) == [*range(24, 27), *range(31, 33), *range(36, 38)]
+    with pytest.raises(DataError, match="validate=2; expected a fraction above 0 and below 1"):
+        load(f"{archive}?validate=2")
+
+
 def test_subjects_as_clients(archive: Path) -> None:
     for client, first in enumerate((0, 20, 40)):
         assert windows(load(f"{archive}?clients=3&client={client}").train)[0] == first
@@ -170,10 +179,7 @@ def test_codes() -> None:
 
 
 def test_every_code_trains() -> None:
-    recording = sisfall.Recording(
-        np.zeros((3, 128, 6), np.float32), np.array(["D07", "F01", "F01"])
-    )
-    train, test = cut_by_code(recording, 0.1)
+    train, test = cut_by_code(np.array(["D07", "F01", "F01"]), 0.1)
     assert (train.tolist(), test.tolist()) == ([0, 1], [2])
 
 

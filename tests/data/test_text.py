@@ -207,6 +207,18 @@ def test_one_role(play: Path) -> None:
     assert data.train.inputs[2].tolist()[:3] == [0, 1 + 97 + A("T"), 1 + 194 + A("o")]
 
 
+def test_validation_characters_are_the_last_of_those_that_train(play: Path) -> None:
+    workload = NextCharacter(context=2, ngrams=1)
+    whole = load(workload, f"{play}?clients=2&client=0&least=4&train=0.5")
+    cut = load(workload, f"{play}?clients=2&client=0&least=4&train=0.5&validate=0.25")
+    npt.assert_array_equal(cut.train.targets, whole.train.targets[:6])
+    npt.assert_array_equal(cut.test.targets, whole.train.targets[6:])
+    pooled = workload.held_out(DataSpec.parse(f"{play}?clients=2&least=4&train=0.5&validate=0.25"))
+    assert len(pooled) == 4
+    with pytest.raises(DataError, match="validate=all; expected a fraction above 0 and below 1"):
+        load(workload, f"{play}?validate=all")
+
+
 def test_roles_as_clients(play: Path) -> None:
     workload = NextCharacter(context=2, ngrams=1)
     sizes = []
@@ -300,6 +312,8 @@ def test_labelled_texts_are_shared_out(tmp_path: Path) -> None:
     expected = [int(tokens.word_tokens([f"word{row}"], 1, 1, 5000)[0, 0]) for row in range(80)]
     assert sorted(seen) == sorted(expected)
     assert len(workload.held_out(DataSpec.parse(f"{path}?clients=4&classes=2&train=7"))) == 52
+    held = load(workload, f"{path}?clients=4&client=0&classes=2&train=0.5&validate=0.2")
+    assert (len(held.train), len(held.test)) == (8, 2)
     assert variant_table(workload.variants()["bag32"])["fc.weight"].shape == (4, 32)
     with pytest.raises(DataError, match="only given together"):
         load(workload, f"{path}?label=kind")

@@ -8,7 +8,7 @@ import operator
 import pytest
 from chaos import in_memory, run_all
 from fault_points import POINTS, RENEWALS
-from schedules import Step, schedule, systematic_count
+from schedules import ROUNDS, Step, schedule, systematic_count
 
 SEEDS = [15, 26, 55]
 """QuPeD and FedAvg with over-selection under systematic faults, and one drawn at random; over TLS,
@@ -21,8 +21,9 @@ def test_disturbed_runs_end_in_the_models_of_calm_ones() -> None:
     with in_memory() as folder:
         reports = run_all([schedule(seed) for seed in SEEDS], folder)
     assert {r.schedule.seed: r.verdict.problems for r in reports} == {s: [] for s in SEEDS}
+    # All that counted were acknowledged; a round that is cut short by its deadline counts two.
     acknowledged = {r.schedule.seed: r.verdict.acknowledged for r in reports}
-    assert min(acknowledged.values()) >= 32, acknowledged
+    assert min(acknowledged.values()) >= 2 * ROUNDS, acknowledged
     assert sum(len(r.fired) for r in reports) >= 6, "faults did take place"
 
 

@@ -123,7 +123,8 @@ def _check_reference(verdict: Verdict, expected: Expected, closed: list[dict[str
 def _check_receipts(
     verdict: Verdict, world: Fleet, record: dict[str, Any], rounds: list[dict[str, Any]]
 ) -> None:
-    """Every acknowledged update counted once, or its round is on record as abandoned."""
+    """Every acknowledged update counted once, or its round is on record as abandoned; every one
+    that counted was acknowledged."""
     statuses = {
         _task(record, entry, name): (entry["status"], participant["status"])
         for entry in rounds
@@ -144,6 +145,9 @@ def _check_receipts(
                     )
             elif statuses[event["task"]][1] == "counted":
                 verdict.problems.append(f"{event['task']} counted, and was called {event}")
+    counted = {task for task, (_, status) in statuses.items() if status == "counted"}
+    if unheard := sorted(counted - set(first)):
+        verdict.problems.append(f"counted, and their clients never heard of it: {unheard}")
     twice = [task for task, count in first.items() if count > 1]
     if twice:
         verdict.problems.append(f"acknowledged twice as new: {twice}")

@@ -5,7 +5,7 @@ subject, `?clients=38&client=6` the same by number. With fewer clients each has 
 19 has subjects c and c + 19. The skew is real: of the elderly (SE), all but SE06 have no fall.
 
 The first 70 % of the windows of each kind of trial train and the rest tests, so that no stretch of
-walking is in both.
+walking is in both. With `validate=0.2` the last fifth of what trains takes the place of the rest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from motley.data import sisfall
 from motley.data.draws import Indices
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("subject", "clients", "client", "train")
+OPTIONS = ("subject", "clients", "client", "train", "validate")
 TRAIN = 0.7
 SIZES = {"small": ((16, 32), 64), "large": ((32, 64), 128)}
 
@@ -90,13 +91,17 @@ class SisFall(Workload):
     def _splits(self, spec: DataSpec) -> tuple[Split, Split]:
         source = sisfall.open_set(Path(spec.location))
         share = value(spec.options.get("train"), "train", fraction) or TRAIN
+        validate = value(spec.options.get("validate"), "validate", fraction)
         trains, tests = [], []
         for name in chosen_subjects(spec, source.subjects):
             recording = source.recording(name)
             targets = recording.activities
             if not self._activities:
                 targets = (targets == len(sisfall.ACTIVITIES) - 1).astype(np.int64)
-            train, test = cut_by_code(recording, share)
+            train, test = cut_by_code(recording.codes, share)
+            if validate is not None:
+                kept, held = cut_by_code(recording.codes[train], 1 - validate)
+                train, test = train[kept], train[held]
             trains.append((recording.signals[train], targets[train]))
             tests.append((recording.signals[test], targets[test]))
         return _joined(trains), _joined(tests)
@@ -128,11 +133,11 @@ def chosen_subjects(spec: DataSpec, names: list[str]) -> list[str]:
     return names[client::clients]
 
 
-def cut_by_code(recording: sisfall.Recording, share: float) -> tuple[Indices, Indices]:
-    """Return (train, test) indices: the first windows of each code train, at least one."""
+def cut_by_code(codes: npt.NDArray[np.str_], share: float) -> tuple[Indices, Indices]:
+    """Return (train, test), indices into codes [N]: the first of each code train, at least one."""
     train, test = [], []
-    for code in np.unique(recording.codes):
-        at = np.flatnonzero(recording.codes == code)
+    for code in np.unique(codes):
+        at = np.flatnonzero(codes == code)
         cut = max(1, int(share * len(at)))
         train.append(at[:cut])
         test.append(at[cut:])

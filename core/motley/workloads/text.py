@@ -17,7 +17,7 @@ from motley.data.draws import Indices
 from motley.data.shared import shared
 from motley.errors import DataError, WorkloadError, did_you_mean
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
-from motley.workloads.options import Range, amount, check_known, count, index, value
+from motley.workloads.options import Range, amount, check_known, count, fraction, index, value
 from motley.workloads.selection import Selection
 from motley.workloads.shares import held_out_share, own_share, pooled_shares
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WIDTHS = (32, 16, 64)
 EMBEDDING = "embedding.weight"
-ROLE_OPTIONS = ("role", "clients", "client", "least", "train")
+ROLE_OPTIONS = ("role", "clients", "client", "least", "train", "validate")
 ROLE_LEAST, ROLE_TRAIN = 4000, 0.8
 TEXT_OPTIONS = (
     "clients",
@@ -35,6 +35,7 @@ TEXT_OPTIONS = (
     "classes",
     "alpha",
     "train",
+    "validate",
     "seed",
     "label",
     "text",
@@ -191,6 +192,8 @@ class RoleChoice:
     """Characters that a role has at least to be a client."""
     train: int | float = ROLE_TRAIN
     """Characters that train: a number, or a fraction."""
+    validate: float | None = None
+    """This fraction of the characters that train, the last, takes the place of those that test."""
 
     @classmethod
     def parse(cls, spec: DataSpec) -> RoleChoice:
@@ -206,6 +209,7 @@ class RoleChoice:
             client=value(options.get("client"), "client", index),
             least=value(options.get("least"), "least", count) or ROLE_LEAST,
             train=ROLE_TRAIN if train is None else train,
+            validate=value(options.get("validate"), "validate", fraction),
         )
 
     def __post_init__(self) -> None:
@@ -227,6 +231,8 @@ class RoleChoice:
         test: list[str] = []
         for name in self._names(roles):
             first, rest = plays.cut(roles[name], self._cut(name, plays.characters(roles[name])))
+            if self.validate is not None:
+                first, rest = plays.cut(first, _share(1 - self.validate, plays.characters(first)))
             train += first
             test += rest
         return train, test
@@ -252,14 +258,18 @@ class RoleChoice:
 
     def _cut(self, name: str, characters: int) -> int:
         if isinstance(self.train, float):
-            # A role of one character trains on it.
-            return min(max(1, round(self.train * characters)), max(1, characters - 1))
+            return _share(self.train, characters)
         if self.train >= characters:
             raise DataError(
                 f"train={self.train} leaves none of the {characters} characters of {name} for "
                 f"testing"
             )
         return self.train
+
+
+def _share(fraction: float, characters: int) -> int:
+    """Return a fraction of characters that leaves some; a role of one character trains on it."""
+    return min(max(1, round(fraction * characters)), max(1, characters - 1))
 
 
 def _bag(*, vocabulary: int, width: int, classes: int) -> nn.Module:
