@@ -79,7 +79,7 @@ def measure(mappings: Mapping[str, str], threads: int, device: str) -> Measureme
     )
 
 
-def probe_gflops(threads: int, device: str, seconds: float = PROBE_SECONDS) -> float:
+def probe_gflops(threads: int, device: str) -> float:
     """Return the speed of an fp32 matrix product on `threads` threads, in 10⁹ operations/s.
 
     Of the processor by numpy, whose library takes its threads from the environment.
@@ -95,7 +95,7 @@ def probe_gflops(threads: int, device: str, seconds: float = PROBE_SECONDS) -> f
     for _ in range(3):  # the first products pay for thread pools and caches
         float((left @ left)[0, 0])
     count, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
+    while (elapsed := time.perf_counter() - started) < PROBE_SECONDS:
         float((left @ left)[0, 0])  # reading a value waits for an accelerator
         count += 1
     return round(2 * PROBE_SIDE**3 * count / elapsed / 1e9, 1)

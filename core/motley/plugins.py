@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -34,8 +35,13 @@ def parse_mappings(options: list[str]) -> dict[str, str]:
 
 def available(mappings: Mapping[str, str]) -> dict[str, str]:
     """Return `module:object` by name: installed entry points, with `mappings` on top."""
-    installed = {point.name: point.value for point in entry_points(group=GROUP)}
-    return {**installed, **mappings}
+    return {**_installed(), **mappings}
+
+
+@cache
+def _installed() -> Mapping[str, str]:
+    """Return the entry points; to find them, the files of every installed package are read."""
+    return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def find(name: str, mappings: Mapping[str, str]) -> str:
