@@ -45,6 +45,19 @@ def shared_forge() -> Forge:
     return forge
 
 
+def run_command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `fedserver` or `fedclient` to its end, with all of its words behind its name."""
+    program, *arguments = words
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = shared_forge().start(
+            [f"{program}.cli", *arguments], os.environ, Path.cwd(), output, errors
+        )
+        status = process.wait(PATIENCE)
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(words, status, output.read(), errors.read())
+
+
 class Federation:
     """One server and its clients, each a process with a folder of its own."""
 
@@ -114,12 +127,7 @@ class Federation:
         created = self.command("tokens", "create", "--json", *options).stdout
         token = json.loads(created)["token"]
         state = ["--name", name, "--state", str(self.root / name)]
-        return subprocess.run(
-            [sys.executable, "-m", "fedclient.cli", "join", token, *state],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        return run_command("fedclient", "join", token, *state)
 
     def client(self, name: str, data: str, *options: str) -> None:
         """Start a client; with certificates it joins first, if it has not yet."""
@@ -154,12 +162,7 @@ class Federation:
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a `fedserver` command against this server."""
-        done = subprocess.run(
-            [sys.executable, "-m", "fedserver.cli", *arguments, "--data", str(self.data)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        done = run_command("fedserver", *arguments, "--data", str(self.data))
         assert not check or done.returncode == 0, done.stderr
         return done
 

@@ -97,11 +97,16 @@ class Forge:
             time.sleep(0.02)
 
     def start(
-        self, arguments: list[str], environment: Mapping[str, str], folder: Path, log: Any
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        output: Any,
+        errors: Any = None,
     ) -> Forged:
-        """Start a process whose output goes to `log`."""
+        """Start a process whose output goes to a file, and its errors to another or the same."""
         with open(os.devnull, "rb") as nothing:
-            descriptors = [nothing.fileno(), log.fileno(), log.fileno()]
+            descriptors = [nothing.fileno(), output.fileno(), (errors or output).fileno()]
             return Forged(self.socket, arguments, environment, folder, descriptors)
 
     def close(self) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from federation import PATIENCE, Federation, federation, until
+from federation import PATIENCE, Federation, federation, run_command, until
 from test_fedavg_processes import data, run
 
 from fedclient.identity.store import IdentityStore
@@ -110,22 +109,12 @@ def test_keys_are_for_their_owner_alone_and_a_client_with_none_says_what_to_do(
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
             for file in path.iterdir():
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
-        start = [sys.executable, "-m", "fedclient.cli", "start", "--data", data(0)]
-        stranger = subprocess.run(
-            [*start, "--name", "c9", "--state", str(tmp_path / "c9")],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        start = ["fedclient", "start", "--data", data(0)]
+        stranger = run_command(*start, "--name", "c9", "--state", str(tmp_path / "c9"))
         assert stranger.returncode == 2
         assert "fedclient join" in stranger.stderr
         (tmp_path / "c0" / "identity" / "client.pem").chmod(0o644)
-        careless = subprocess.run(
-            [*start, "--name", "c0", "--state", str(tmp_path / "c0")],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        careless = run_command(*start, "--name", "c0", "--state", str(tmp_path / "c0"))
         assert careless.returncode == 4
         assert "chmod 600" in careless.stderr
 
@@ -139,12 +128,7 @@ def test_an_operator_steers_from_elsewhere_until_struck_off(tmp_path: Path) -> N
 
         def steer(*words: str) -> subprocess.CompletedProcess[str]:
             where = ["--operator", str(bundle), "--server", bench.control_address]
-            return subprocess.run(
-                [sys.executable, "-m", "fedserver.cli", *words, *where],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-            )
+            return run_command("fedserver", *words, *where)
 
         done = steer("tokens", "create", "--json")
         assert json.loads(done.stdout)["uses_left"] == 10, done.stderr

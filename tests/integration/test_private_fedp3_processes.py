@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import Federation, federation, until
+from federation import Federation, federation, run_command, until
 
 from fedclient.privacy import PrivacyFiles
 from motley.models.units import variant_table
@@ -70,10 +68,7 @@ def start(bench: Federation, name: str) -> None:
 
 
 def ledger(bench: Federation, name: str) -> dict:
-    command = [sys.executable, "-m", "fedclient.cli", "privacy", "--json"]
-    done = subprocess.run(
-        [*command, "--state", str(bench.root / name)], capture_output=True, text=True, check=True
-    )
+    done = run_command("fedclient", "privacy", "--json", "--state", str(bench.root / name))
     (record,) = json.loads(done.stdout)
     return record
 

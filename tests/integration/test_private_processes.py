@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from federation import Federation, federation, until
+from federation import Federation, federation, run_command, until
 
 from fedclient.privacy import PrivacyFiles
 from motley.privacy.ledger import spent
@@ -63,10 +61,7 @@ def start(bench: Federation, name: str, *options: str) -> None:
 
 
 def ledger(bench: Federation, name: str) -> dict:
-    command = [sys.executable, "-m", "fedclient.cli", "privacy", "--json"]
-    done = subprocess.run(
-        [*command, "--state", str(bench.root / name)], capture_output=True, text=True, check=True
-    )
+    done = run_command("fedclient", "privacy", "--json", "--state", str(bench.root / name))
     (record,) = json.loads(done.stdout)
     return record
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from federation import run_command, shared_forge
 
 from fedserver.display import client_table, metrics_text
 from fedserver.errors import PopulationError, SimulationError
@@ -65,24 +64,18 @@ def scores(record: Any) -> dict[str, float]:
 # --- killed and started again ----------------------------------------------------------------
 
 
-def command(folder: Path, data: Path) -> list[str]:
-    options = ["simulate", str(folder / "run.toml"), "--data", str(data), "--json"]
-    return [sys.executable, "-m", "fedserver.cli", *options]
-
-
 def kill_after(arguments: list[str], lines: int) -> bool:
-    """Run a command and kill it when it has said so many lines; False: it had ended before."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stderr is not None
+    """Run `fedserver` and kill it when it has said so many lines; False: it had ended before."""
+    read, write = os.pipe()
+    words = ["fedserver.cli", *arguments]
+    with open(os.devnull, "wb") as nothing, os.fdopen(write, "wb") as errors:
+        process = shared_forge().start(words, os.environ, Path.cwd(), nothing, errors)
+    with os.fdopen(read) as said:
         for _ in range(lines):
-            if not process.stderr.readline():
+            if not said.readline():
                 return False
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return process.returncode == -signal.SIGKILL
+        os.kill(process.pid, signal.SIGKILL)
+        return process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.processes
@@ -90,10 +83,12 @@ def test_a_killed_simulation_goes_on_and_ends_in_the_same_model(tmp_path: Path) 
     text = run(algorithm="quped", rounds=6, clients=4, rules="count = 3", sections=PHONES)
     (tmp_path / "run.toml").write_text(text)
     whole = simulate(text)
-    arguments = command(tmp_path, tmp_path / "data")
+    place = ["--data", str(tmp_path / "data"), "--json"]
+    arguments = ["simulate", str(tmp_path / "run.toml"), *place]
     assert kill_after(arguments, 2)
     assert kill_after(arguments, 2)
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    done = run_command("fedserver", *arguments)
+    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["status"] == "finished"
     assert 0 < result["client_steps"] < whole.client_steps
@@ -283,9 +278,9 @@ def test_commands_read_the_directory_without_a_server(tmp_path: Path) -> None:
     result = simulate(run(), directory=tmp_path / "data")
 
     def ask(*arguments: str) -> str:
-        command = [sys.executable, "-m", "fedserver.cli", *arguments]
-        command += ["--data", str(tmp_path / "data"), "--json"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = run_command("fedserver", *arguments, "--data", str(tmp_path / "data"), "--json")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     assert [entry["id"] for entry in json.loads(ask("runs"))] == [result.run_id]
     assert json.loads(ask("show", "sim")) == result.record
