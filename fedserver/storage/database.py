@@ -168,7 +168,7 @@ def _create(tx: Connection) -> None:
     As the migrations would, but without alembic: its import takes a second of a server's first
     start, and of every simulation.
     """
-    metadata.create_all(tx)
+    metadata.create_all(tx, checkfirst=False)  # tables that are there already are not ours
     Table(
         "alembic_version", MetaData(), Column("version_num", String(32), primary_key=True)
     ).create(tx)

@@ -50,11 +50,16 @@ def run_command(*words: str) -> subprocess.CompletedProcess[str]:
     program, *arguments = words
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = shared_forge().start(
-            [f"{program}.cli", *arguments], os.environ, Path.cwd(), output, errors
+            [f"{program}.cli", *arguments], os.environ, Path.cwd(), output, errors, brief=True
         )
-        status = process.wait(PATIENCE)
+        try:
+            status = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            status = None
         for file in (output, errors):
             file.seek(0)
+        assert status is not None, f"{words} went on for {PATIENCE} s: {errors.read()}"
         return subprocess.CompletedProcess(words, status, output.read(), errors.read())
 
 

@@ -62,6 +62,7 @@ def start(bench: Federation, name: str, *options: str) -> None:
 
 def ledger(bench: Federation, name: str) -> dict:
     done = run_command("fedclient", "privacy", "--json", "--state", str(bench.root / name))
+    assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout)
     return record
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import schema_version_1 as old
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -84,9 +85,54 @@ def test_new_directories_have_the_tables_of_the_schema(tmp_path: Path) -> None:
     assert not (tmp_path / "backups").exists(), "there was nothing to save"
 
 
-def test_the_revisions_are_those_of_the_folder() -> None:
+def columns(engine: Engine) -> dict[str, set[object]]:
+    """Return what each table has, its indexes too, in whatever order."""
+    with engine.connect() as tx:
+        names = tx.exec_driver_sql(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'alembic%'"
+        ).scalars()
+        return {
+            name: {tuple(row[1:]) for row in tx.exec_driver_sql(f"PRAGMA table_info({name})")}
+            | {(row[1], row[2]) for row in tx.exec_driver_sql(f"PRAGMA index_list({name})")}
+            for name in names
+        }
+
+
+def test_new_directories_are_what_the_migrations_make(tmp_path: Path) -> None:
+    """They are made without alembic: a migration that adds rows would need a place in both."""
+    migrated = create_engine(f"sqlite:///{tmp_path / 'migrated'}")
+    with migrated.begin() as tx:
+        config = revisions()
+        config.attributes["connection"] = tx
+        command.upgrade(config, "head")
+    created = open_database(tmp_path)
+    assert columns(created) == columns(migrated) != {}
+    with created.connect() as tx:
+        rows = [tx.execute(table.select()).all() for table in metadata.sorted_tables]
+    assert not any(rows)
+    created.dispose()
+    migrated.dispose()
+
+
+def test_tables_without_a_version_are_refused_and_left_alone(tmp_path: Path) -> None:
+    """As a first version left them that was killed before it wrote which it is."""
+    path = make_version_1(tmp_path)
+    with sqlite3.connect(path) as tx:
+        tx.execute("DELETE FROM meta")
+    with pytest.raises(DataDirectoryError, match="already exists"):
+        open_database(tmp_path)
+    with sqlite3.connect(path) as tx:
+        assert tx.execute("SELECT name FROM clients").fetchall() == [("c0",)]
+
+
+def revisions() -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+def test_the_revisions_are_those_of_the_folder() -> None:
+    config = revisions()
     found = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
     assert tuple(reversed(found)) == REVISIONS
 
@@ -149,7 +195,7 @@ def test_a_migration_that_is_killed_at_any_step_is_done_again(tmp_path: Path) ->
 
 
 def test_a_new_directory_that_is_killed_at_any_step_is_created_again(tmp_path: Path) -> None:
-    for statement in range(0, 200, 3):
+    for statement in range(200):
         root = tmp_path / str(statement)
         root.mkdir()
         if not killed_at(root, statement):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def kill_after(arguments: list[str], lines: int) -> bool:
         for _ in range(lines):
             if not said.readline():
                 return False
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
         return process.wait() == -signal.SIGKILL
 
 

@@ -94,6 +94,7 @@ class FlatModel:
         if upstream is not None:
             # The same gradients, to the last bit. Given as `grad_outputs`, torch would import what
             # it has for symbolic shapes: 35 MB and a second in each training process.
+            assert result.shape == upstream.shape
             result = (result * upstream).sum()
         parts = torch.autograd.grad(result, self.parameters, allow_unused=True)
         rows = len(self.values)

@@ -267,9 +267,9 @@ class RoleChoice:
         return self.train
 
 
-def _share(fraction: float, characters: int) -> int:
-    """Return a fraction of characters that leaves some; a role of one character trains on it."""
-    return min(max(1, round(fraction * characters)), max(1, characters - 1))
+def _share(part: float, characters: int) -> int:
+    """Return a part of the characters that leaves some; a role of one character trains on it."""
+    return min(max(1, round(part * characters)), max(1, characters - 1))
 
 
 def _bag(*, vocabulary: int, width: int, classes: int) -> nn.Module:
