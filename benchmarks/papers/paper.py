@@ -8,8 +8,9 @@ Without a name all tables are run. `fedmpq` and `fedp3` are scripts of their own
 when named. FOLDER holds the sets in their published formats (`mnist`,
 `qmnist`, `cifar-10-batches-bin`, `shakespeare`, ...); default: the variable MOTLEY_DATA_DIR.
 Rows run in order of worth, first every row with its first seed, then further seeds; what has a
-result is not run again. Ctrl-C, a kill or a power cut lose at most a round. With
-`--device cuda` the rows that need a GPU are run, and they alone; one that is stopped starts anew.
+result is not run again, nor what another queue is at. Ctrl-C, a kill or a power cut lose at most a
+round. With `--device cuda` the rows that need a GPU are run, and they alone; one that is stopped
+starts anew.
 `--jobs` is how many rows run at the same time, each in a process.
 """
 
@@ -34,6 +35,8 @@ import structlog
 import tables
 import torch
 from rich.table import Table as Grid
+
+from fedserver.errors import DataDirectoryError
 
 Entry = tuple[tables.Table, str, int]
 """A table, a row of it, and a seed."""
@@ -64,11 +67,12 @@ def main() -> None:
 def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
     limits = rows.Limits(60 * options.row_minutes, 60 * options.minutes, time.monotonic())
     gpu = options.device != "cpu"
-    waiting = [
+    # Asked when its turn comes: another queue may have run it meanwhile.
+    waiting = (
         (table, row, seed)
         for table, row, seed in rows.queue(chosen, options.rows, options.seeds, gpu=gpu)
         if results.saved(table.name, row, seed) is None
-    ]
+    )
     refused = 0
     for (table, row, seed), result in _ended(waiting, options, limits):
         try:
@@ -76,6 +80,11 @@ def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
         except rows.TooLongError as error:
             rows.console.print(f"  refused: {error}")
             refused += 1
+            continue
+        except DataDirectoryError as error:
+            rows.console.print(
+                f"  {table.name}/{row} seed {seed} is left to another queue: {error}"
+            )
             continue
         spent = f"{found.mean:.2f} % in {found.seconds:.0f} s"
         rows.console.print(f"  {table.name}/{row} seed {seed}: {spent}")
@@ -89,7 +98,7 @@ def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
 
 
 def _ended(
-    waiting: list[Entry], options: argparse.Namespace, limits: rows.Limits
+    waiting: Iterable[Entry], options: argparse.Namespace, limits: rows.Limits
 ) -> Iterator[tuple[Entry, Callable[[], results.Result]]]:
     """Yield each entry with what returns its result, or raises: in order, or as they end."""
     if options.jobs == 1:

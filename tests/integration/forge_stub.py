@@ -1,4 +1,5 @@
-"""Stands for a forked process where a parent wants a child of its own: the daemon's worker.
+"""Stands for a forked process where a parent wants a child of its own: the daemon's worker, or a
+command that a shell runs.
 
 python -I -S forge_stub.py SOCKET MODULE: hands its three standard streams to the forge, waits, and
 ends as the forked process ended. That one dies with it.
@@ -17,6 +18,7 @@ request = {
     "environment": dict(os.environ),
     "folder": os.getcwd(),
     "stub": os.getpid(),
+    "brief": sys.argv[2].endswith(".cli"),
 }
 socket.send_fds(line, [json.dumps(request).encode()], [0, 1, 2])
 line.recv(1000)

@@ -1,6 +1,7 @@
 """The commands of docs/tutorial.md in order, as processes of three machines with own homes.
 
-What differs from the page: addresses and ports, fewer rounds, and nothing is installed.
+What differs from the page: addresses and ports, fewer rounds, nothing is installed, and commands
+that do not last are forked.
 `deploy/check/three-machines.sh` runs it with the page's own addresses, ports, rounds and
 installation.
 """

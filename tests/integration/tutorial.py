@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from federation import shared_forge
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 LASTING = ("fedserver serve", "fedclient start")
@@ -95,11 +99,25 @@ class Machines:
         """Return the folder in which a machine's commands are typed."""
         return self.root / name / "wine"
 
-    def environment(self, name: str) -> dict[str, str]:
+    @functools.cached_property
+    def _brief(self) -> str:
+        """Where programs are that fork: commands that do not last, twenty of them, start there."""
+        if self.apart:
+            return ""
+        folder, stub = self.root / "forked", Path(__file__).with_name("forge_stub.py")
+        folder.mkdir()
+        for program in ("fedserver", "fedclient"):
+            words = [sys.executable, "-I", "-S", str(stub), str(shared_forge().socket)]
+            text = f'#!/bin/sh\nexec {shlex.join(words)} {program}.cli "$@"\n'
+            (folder / program).write_text(text)
+            (folder / program).chmod(0o755)
+        return f"{folder}:"
+
+    def environment(self, name: str, before: str = "") -> dict[str, str]:
         """Return a machine's environment: its own home, and no other place of the host's."""
         left = ("XDG_", "MOTLEY_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(left)}
-        programs = f"{self._programs(name)}:{kept['PATH']}"
+        programs = f"{before}{self._programs(name)}:{kept['PATH']}"
         home = str(self.root / name)
         return {**kept, "HOME": home, "PATH": programs, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
 
@@ -118,7 +136,7 @@ class Machines:
             self._shell(name, line),
             capture_output=True,
             text=True,
-            env=self.environment(name),
+            env=self.environment(name, self._brief),
             cwd=self.folder(name),
             timeout=seconds,
         )
