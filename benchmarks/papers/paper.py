@@ -77,14 +77,9 @@ def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
     for (table, row, seed), result in _ended(waiting, options, limits):
         try:
             found = result()
-        except rows.TooLongError as error:
+        except (rows.TooLongError, DataDirectoryError) as error:  # or another queue is at it
             rows.console.print(f"  refused: {error}")
             refused += 1
-            continue
-        except DataDirectoryError as error:
-            rows.console.print(
-                f"  {table.name}/{row} seed {seed} is left to another queue: {error}"
-            )
             continue
         spent = f"{found.mean:.2f} % in {found.seconds:.0f} s"
         rows.console.print(f"  {table.name}/{row} seed {seed}: {spent}")

@@ -97,7 +97,10 @@ def open_database(root: Path, *, synced: bool = True) -> SqlEngine:
                 saved = _back_up(path, found)
                 log.info("database_backup", file=str(saved), version=found)
             with engine.begin() as tx:
-                _migrate(tx, found) if found else _create(tx)
+                if found:
+                    _migrate(tx, found)
+                else:
+                    _create(tx)
             log.info("database_migrated", before=found or "new", after=REVISIONS[-1])
     except (DatabaseError, sqlite3.DatabaseError, OSError) as error:
         engine.dispose()

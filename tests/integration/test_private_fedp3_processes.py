@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import Federation, federation, run_command, until
+from federation import Federation, federation, until
+from test_private_processes import ledger
 
 from fedclient.privacy import PrivacyFiles
 from motley.models.units import variant_table
@@ -65,13 +65,6 @@ def start(bench: Federation, name: str) -> None:
     data = f"digits?clients=5&client={name[-1]}&train=40"
     budget = ["--privacy-budget", "0.05,1e-6"] if name == "c1" else []
     bench.client(name, data, "--workload", "slow=slow_digits:Slow", *budget)
-
-
-def ledger(bench: Federation, name: str) -> dict:
-    done = run_command("fedclient", "privacy", "--json", "--state", str(bench.root / name))
-    assert done.returncode == 0, done.stderr
-    (record,) = json.loads(done.stdout)
-    return record
 
 
 def values(path: Path, *, packed: bool = False) -> dict[str, np.ndarray]:

@@ -5,8 +5,8 @@ subject, `?clients=38&client=6` the same by number. With fewer clients each has 
 19 has subjects c and c + 19. The skew is real: of the elderly (SE), all but SE06 have no fall.
 
 The first 70 % of the windows of each kind of trial train and the rest tests, so that no stretch of
-walking is in both. With `validate=0.2` the last of what trains, a fifth or so,
-takes the place of the rest.
+walking is in both. With `validate=0.2` the last of what trains, a fifth or so, takes the place of
+the rest.
 """
 
 from __future__ import annotations
