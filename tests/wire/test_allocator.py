@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,40 @@ def test_the_switch_leaves_the_allocator_alone() -> None:
     kept, faults, _ = measured(MOTLEY_ALLOCATOR="plain")
     assert kept == "False"
     assert faults > 50_000
+
+
+SIMULATION = """
+import resource, sys
+from fedserver.cli import app
+app(["simulate", sys.argv[1]], standalone_mode=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    bytearray(40 << 20)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults, file=sys.stderr)
+"""
+RUN = """
+[run]
+name = "brief"
+algorithm = "fedavg"
+rounds = 1
+[workload]
+name = "digits"
+[clients]
+expected = 1
+[settings]
+local_steps = 1
+batch_size = 4
+[simulate]
+data = "digits?train=8"
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_the_command_simulate_uses_freed_memory_again(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN)
+    command = [sys.executable, "-c", SIMULATION, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # The first of the ten may grow the heap: 10,240 pages.
+    assert int(done.stderr.splitlines()[-1]) < 15_000
