@@ -64,13 +64,13 @@ def simulate(
     """Run a run file with all of its clients in this process; exits with 1 unless it finished."""
     from fedserver.simulate import simulation
     from fedserver.simulate.population import population_of
-    from motley.allocator import reuse_freed_memory
+    from motley.allocator import use_huge_pages
     from motley.plugins import parse_mappings
     from motley.runfile import parse
 
     # Before torch is imported: threads that spin while they wait take the cores from each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    reuse_freed_memory()  # the models of a batch of clients are made and freed in every step
+    use_huge_pages()  # gradients of a batch of clients are made and freed in each step
     configure(LogFormat.CONSOLE, logging.WARNING)
     try:
         text = runfile.read_text()

@@ -37,7 +37,7 @@ import torch
 from rich.table import Table as Grid
 
 from fedserver.errors import DataDirectoryError
-from motley.allocator import reuse_freed_memory
+from motley.allocator import use_huge_pages
 
 Entry = tuple[tables.Table, str, int]
 """A table, a row of it, and a seed."""
@@ -127,7 +127,7 @@ def _set_up() -> None:
     """Make a process ready to run rows."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     torch.set_num_threads(1)
-    reuse_freed_memory()
+    use_huge_pages()
 
 
 def _search(chosen: list[tables.Table], options: argparse.Namespace) -> None:

@@ -92,17 +92,24 @@ def boundaries(centres: torch.Tensor) -> torch.Tensor:
     return (centres[:, 1:] + centres[:, :-1]).mul_(0.5)
 
 
-def nearest_cells(weights: torch.Tensor, centres: torch.Tensor) -> Cells:
+def nearest_cells(weights: torch.Tensor, centres: torch.Tensor, used: Cells | None = None) -> Cells:
     """Return the cells of `weights` [K, d] by distance to the sorted `centres` [K, m], m >= 1.
 
     Nearest for every m: the released code of QuPeD takes the sign instead when m = 2, which
     agrees while the two centres are of opposite sign and equal size.
+
+    `used`: cells that nobody needs any more. Theirs is the memory of the new ones where it fits:
+    blocks of many MB are page faults each time, which take longer than filling them.
     """
     edges = boundaries(centres)
     if centres.shape[1] > MOST_MASKED:
         index = torch.searchsorted(edges.contiguous(), weights.contiguous())
         return IndexedCells(index, centres.shape[1])
-    above = weights.new_empty(weights.shape[0], edges.shape[1], weights.shape[1])
+    shape = (weights.shape[0], edges.shape[1], weights.shape[1])
+    if isinstance(used, MaskedCells) and used.above.shape == shape:
+        above = used.above
+    else:
+        above = weights.new_empty(shape)
     torch.gt(weights.unsqueeze(1), edges.unsqueeze(2), out=above)
     return MaskedCells(above)
 

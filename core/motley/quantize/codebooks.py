@@ -87,9 +87,10 @@ class Codebooks:
     def quantize(self, weights: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Write Q_c(weights) into `out`, both [K, d], and keep the cells for what follows."""
         if not self.frozen:
+            old: Sequence[Cells | None] = self._cells or [None] * len(self.layers)
             self._cells = [
-                nearest_cells(weights[:, layer.weights], self.centres[:, layer.centres])
-                for layer in self.layers
+                nearest_cells(weights[:, layer.weights], self.centres[:, layer.centres], used)
+                for layer, used in zip(self.layers, old, strict=True)
             ]
         return self.fill(out)
 
@@ -111,9 +112,9 @@ class Codebooks:
         The step never leaves a weight's cell, so its nearest centre is found once.
         """
         self.quantize(weights, out)
-        self._residual = weights - out
+        self._keep_residual(weights, out)
         if threshold > 0:
-            self._residual = shrink(self._residual, threshold)
+            shrink(self._residual, threshold, out=self._residual)
             torch.add(out, self._residual, out=weights)
 
     def clamp(self, weights: torch.Tensor, out: torch.Tensor, *, fixed: bool = False) -> None:
@@ -128,7 +129,7 @@ class Codebooks:
         else:
             weights.clamp_(-1, 1)
         self.quantize(weights, out)
-        self._residual = weights - out
+        self._keep_residual(weights, out)
 
     def gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the centres' gradient [K, M] from that in the quantized weights [K, d]."""
@@ -185,6 +186,11 @@ class Codebooks:
     def codes(self) -> list[torch.Tensor]:
         """Return each layer's codes, uint8 [K, d]; the weights must have been quantized."""
         return [cells.codes() for cells in self._cells]
+
+    def _keep_residual(self, weights: torch.Tensor, out: torch.Tensor) -> None:
+        if self._residual.shape != weights.shape:
+            self._residual = torch.empty_like(weights)
+        torch.sub(weights, out, out=self._residual)
 
     def _layer(
         self, number: int, weights: torch.Tensor

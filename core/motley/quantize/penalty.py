@@ -23,9 +23,17 @@ def penalty(weights: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     return 0.5 * (weights - hard_quantize(weights, centres)).abs().sum(1)
 
 
-def shrink(residual: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Return sign(r) max(|r| - threshold, 0); exactly 0 within the threshold."""
-    return functional.softshrink(residual, threshold)
+def shrink(
+    residual: torch.Tensor, threshold: float, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return sign(r) max(|r| - threshold, 0); exactly 0 within the threshold.
+
+    `out`: where to write it, which may be `residual` itself.
+    """
+    if out is None:
+        return functional.softshrink(residual, threshold)
+    torch.ops.aten.softshrink.out(residual, threshold, out=out)
+    return out
 
 
 def prox_weights(weights: torch.Tensor, centres: torch.Tensor, threshold: float) -> torch.Tensor:
