@@ -46,7 +46,7 @@ demo: $(VENV)/.installed
 
 # A process for each core, each with one thread: most tests wait for processes, sockets and disks.
 test: $(VENV)/.installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not alone'
+	@$(BIN)/python -m pytest -n auto -m 'not alone'
 	@$(BIN)/python -m pytest -m alone
 
 # The time limits bound the whole: 45 minutes of schedules, 15 of hostile inputs, 15 of the rest.

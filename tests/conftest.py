@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import structlog
 for folder in ("server", "integration", "simulate", "dashboard"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
+
+# Before torch is imported: processes that share the cores must not each take all of them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A stack trace drawn in colours takes seconds, and tests provoke some.
 *_steps, _ = structlog.get_config()["processors"]
