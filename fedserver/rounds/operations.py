@@ -14,7 +14,8 @@ from fedserver.rounds.engine import ENDED, Engine
 from fedserver.rounds.exclusion import forgive, keep_out
 from fedserver.rounds.private import refuse_extension, refuse_unplannable
 from fedserver.storage.schema import members, rounds, runs, tasks
-from motley.errors import RunFileError
+from motley import plugins
+from motley.errors import RunFileError, WorkloadError
 from motley.runfile import parse
 
 log = get_logger()
@@ -30,6 +31,11 @@ class RunDesk:
         """Queue a run and return its id; raise RunFileError when the file is not valid."""
         runfile = parse(text, source)
         refuse_unplannable(runfile)
+        try:
+            # Told to whoever submits it; when the run's turn comes, nobody may be looking.
+            plugins.check(runfile.workload.name, self._engine.mappings)
+        except WorkloadError as error:
+            raise RunFileError(f"{source}: workload.name: on the server, {error}") from None
         run_id = uuid.uuid4().hex[:8]
         with self._engine.database.begin() as tx:
             # Resolved now: later this run would be the newest of its own name.

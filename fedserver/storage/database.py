@@ -101,7 +101,10 @@ def open_database(root: Path, *, synced: bool = True) -> SqlEngine:
                     _migrate(tx, found)
                 else:
                     _create(tx)
-            log.info("database_migrated", before=found or "new", after=REVISIONS[-1])
+            if found:
+                log.info("database_migrated", before=found, after=REVISIONS[-1])
+            else:
+                log.info("database_created", version=REVISIONS[-1])
     except (DatabaseError, sqlite3.DatabaseError, OSError) as error:
         engine.dispose()
         said = error.orig if isinstance(error, DatabaseError) else error

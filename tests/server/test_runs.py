@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from bench import Bench, runfile
+from sqlalchemy import select
 from test_engine import finish_round, started
 
 from fedserver.errors import RunStateError, UnknownRunError
+from fedserver.storage.schema import runs
 from motley.errors import RunFileError
 from motley.seeding import numpy_generator
 from motley.task import TaskKind
@@ -64,6 +66,17 @@ def test_init_from_another_run(bench: Bench) -> None:
         bench.runs.submit(text.replace("run:test", "/nowhere.motley"), "test")
     with pytest.raises(RunFileError, match="relative path"):
         bench.runs.submit(text.replace("run:test", "nowhere.motley"), "test")
+
+
+def test_a_workload_that_the_server_has_not_is_refused_at_once(bench: Bench) -> None:
+    text = runfile().replace('name = "digits"', 'name = "digitz"')
+    assert text != runfile()
+    with pytest.raises(RunFileError, match=r"^test: workload\.name: on the server, .*'digits'"):
+        bench.runs.submit(text, "test")
+    bench.settle()
+    assert bench.next_task("c0") is None
+    with bench.engine.database.connect() as tx:
+        assert tx.execute(select(runs)).all() == []
 
 
 def test_waiting_says_who_is_refused_and_why(bench: Bench) -> None:
