@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import federation
+from federation import Federation, federation
 
 from fedserver.simulate.simulation import simulate
 from motley.algorithms import registry
@@ -99,19 +100,23 @@ def measured(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "peak_memory_bytes"}
 
 
-@pytest.mark.parametrize("algorithm", CASES)
-def test_simulation_and_grpc_end_in_the_same_model(
-    tmp_path: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = CASES[algorithm]
-    text = case.text(algorithm)
-    with federation(tmp_path) as bench:
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Give a server and its clients, which the runs of all algorithms go through in turn."""
+    with federation(tmp_path_factory.mktemp("devices")) as bench:
         bench.serve()
         for number, name in enumerate(NAMES):
-            tier = ["--tier", f"tier-{name}"] if case.tiers else []
             data = DATA.replace("{clients}", "3").replace("{client}", str(number))
-            bench.client(name, data, *tier)
-        record = bench.finished(bench.submit(text))
+            bench.client(name, data, "--tier", f"tier-{name}")
+        yield bench
+
+
+@pytest.mark.parametrize("algorithm", CASES)
+def test_simulation_and_grpc_end_in_the_same_model(
+    devices: Federation, tmp_path: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = CASES[algorithm].text(algorithm)
+    record = devices.finished(devices.submit(text))
     # No method may need it: it costs each training process 35 MB and a second.
     monkeypatch.setitem(sys.modules, "torch.fx.experimental.symbolic_shapes", None)
     simulated = simulate(text, directory=tmp_path / "simulated")
