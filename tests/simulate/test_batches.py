@@ -221,7 +221,7 @@ def test_whole_runs_agree_within_two_standard_errors(algorithm: str) -> None:
 
 def accuracy(algorithm: str, seed: int, batch: int) -> float:
     """Return the mean over clients of their final accuracy on their own samples."""
-    text = run(algorithm=algorithm, clients=4, rounds=3, sections=SECTIONS[algorithm])
+    text = run(algorithm=algorithm, clients=4, rounds=2, sections=SECTIONS[algorithm])
     text = text.replace("seed = 3", f"seed = {seed}").replace("local_steps = 2", "local_steps = 20")
     result = simulate(one_thread(text), batch=batch)
     return float(np.mean([c["metrics"]["finish"]["accuracy"] for c in result.record["clients"]]))
