@@ -18,6 +18,7 @@ from fedclient.options import (
     check_memory_limit,
     check_name,
     check_server,
+    check_utf8,
     clients_directory,
     parse_labels,
 )
@@ -141,7 +142,7 @@ def start(
         server=_server(server, name, root, insecure),
         name=check_name(name),
         data=_checked_data(data),
-        state=root,
+        state=Path(check_utf8("--state", str(root))),
         workloads=_mappings(workload),
         tier=tier,
         labels=parse_labels(label or []),
@@ -271,7 +272,7 @@ def _checked_data(text: str) -> str:
         DataSpec.parse(text)
     except DataError as error:
         raise OptionError(f"--data: {error}") from None
-    return text
+    return check_utf8("--data", text)
 
 
 def _checked_budget(text: str) -> str:

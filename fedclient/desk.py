@@ -13,7 +13,7 @@ from fedclient.errors import TransferError, WorkerError
 from fedclient.models import FinishedModel, record
 from fedclient.options import ClientOptions
 from fedclient.outbox import Outbox, Update, UpdateMeta
-from fedclient.protocol import Done, Job, Progress
+from fedclient.protocol import Done, Job, Progress, told
 from fedclient.runner import WorkerRunner
 from fedclient.state import StateDirectory
 from fedclient.transfer.download import download
@@ -79,6 +79,9 @@ class Assignment:
             return await self._fail(error.code, str(error))
         except OSError as error:
             return await self._fail("storage", f"the device's storage failed: {error}")
+        except Exception as error:  # or the daemon would meet the same task at its next start
+            self._log.exception("task_crashed")
+            return await self._fail("crash", f"{type(error).__name__}: {error}")
 
     async def _do(self) -> bool:
         task, desk = self.task, self._desk
@@ -163,7 +166,7 @@ class Assignment:
             arguments=spec.workload_arguments,
             variant=done.variant,
             data=options.data,
-            folder=str(Path.cwd()),
+            folder=told(str(Path.cwd())),
             privacy=str(spec.plan.settings.get("privacy", "none")),
             algorithm=task.algorithm,
             rounds=task.rounds,
@@ -193,8 +196,7 @@ class Assignment:
 
 
 def _failure(code: str, message: str, permanent: bool) -> federation_pb2.Failure:
-    """Return the wire form of a failure; long texts are cut."""
-    return federation_pb2.Failure(code=code, message=message[:2000], permanent=permanent)
+    return federation_pb2.Failure(code=code, message=told(message), permanent=permanent)
 
 
 async def send(desk: Desk, update: Update) -> bool:

@@ -60,6 +60,19 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_utf8(option: str, given: str) -> str:
+    """Return an option's text, such as a path; raise OptionError where no message can hold it."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        shown = given.encode(errors="backslashreplace").decode()
+        raise OptionError(
+            f"{option} {shown!r}: expected a name in UTF-8, this one has other bytes; rename it, "
+            f"or make a link with such a name and give that"
+        ) from None
+    return given
+
+
 def check_server(address: str) -> str:
     """Return `HOST:PORT`; raise OptionError on another form."""
     host, _, port = address.rpartition(":")

@@ -16,6 +16,18 @@ Metrics = Mapping[str, FiniteFloat]
 """Metrics by name. Execution drops NaN and infinity, which JSON cannot say."""
 
 
+MOST_WORDS = 2000
+"""Characters of an error that are told."""
+
+
+def told(message: str) -> str:
+    """Return an error's words as they can be sent: cut, and what is no UTF-8 escaped.
+
+    Names of files may be any bytes, and reach Python as characters that no message can hold.
+    """
+    return message[:MOST_WORDS].encode(errors="backslashreplace").decode()
+
+
 class Message(BaseModel):
     """Base of all messages."""
 

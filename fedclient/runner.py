@@ -114,7 +114,9 @@ class WorkerRunner:
         if process is not None:
             await self._end(process)
         if self._stopping is not None:
-            await self._stopping
+            # Who waits may be cancelled; the ending is not, or it would stay cancelled for ever.
+            await asyncio.shield(self._stopping)
+            self._stopping = None
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):

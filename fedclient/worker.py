@@ -24,7 +24,7 @@ from fedclient.memory import is_out_of_memory, out_of_memory_text, peak_bytes, s
 from fedclient.personal import PersonalFiles
 from fedclient.pipes import claim_standard_streams
 from fedclient.privacy import PrivacyFiles
-from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request
+from fedclient.protocol import Done, Failed, Job, Message, Progress, Setup, read_request, told
 from motley import plugins
 from motley.allocator import give_back, reuse_freed_memory
 from motley.errors import MotleyError, WithheldError, WorkloadError
@@ -148,7 +148,7 @@ def failure(error: Exception, memory_limit: int, *, may_restart: bool) -> Failed
     else:
         code, message = "crash", traceback.format_exception_only(error)[-1].strip()
     permanent = is_permanent(code, may_restart=may_restart)
-    return Failed(code=code, message=message, permanent=permanent, peak_memory_bytes=peak)
+    return Failed(code=code, message=told(message), permanent=permanent, peak_memory_bytes=peak)
 
 
 def _read_lines(requests: BinaryIO, lines: queue.SimpleQueue[bytes]) -> None:

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from fedclient.daemon import warn_of_missing_data
 from fedclient.outbox import Outbox
+from fedclient.runner import WorkerRunner
 from motley.errors import WorkloadError
 from motley.wire.stubs import common_pb2 as pb
 
@@ -91,6 +92,29 @@ def test_an_unmapped_workload_names_the_option_to_use(options, daemon):
             failure = server.reports[0].failure
         assert (failure.code, failure.permanent) == (WorkloadError.code, True)
         assert "--workload speech=module:object" in failure.message
+
+    run(body)
+
+
+def test_whatever_a_task_raises_is_reported_and_the_daemon_lives(
+    options, daemon, linear_broadcast, monkeypatch
+):
+    async def body():
+        server, plainly = await FakeServer().start(), WorkerRunner.run
+
+        async def run_once(runner, *arguments):
+            monkeypatch.setattr(WorkerRunner, "run", plainly)
+            raise ValueError("Separator is not found, and chunk exceed the limit")
+
+        monkeypatch.setattr(WorkerRunner, "run", run_once)
+        first = server.offer(linear_broadcast, plan=plan())
+        async with daemon(options(server)):
+            await server.until(lambda: ended(server, first))
+            failure = server.reports[0].failure
+            assert (failure.code, failure.permanent) == ("crash", False)
+            assert "ValueError: Separator is not found" in failure.message
+            second = server.offer(linear_broadcast, plan=plan(), task_id="t-2", round=2)
+            await server.until(lambda: second.task_id in server.updates)
 
     run(body)
 

@@ -173,6 +173,8 @@ def run_cli(command: list[str]) -> subprocess.CompletedProcess[str]:
         (["--memory-limit", "much"], "expected a size such as 512M"),
         (["--workload", "linear"], "expected NAME=module:object"),
         (["--data", "x?broken"], "--data"),
+        (["--data", "/card/caf\udce9"], "expected a name in UTF-8"),
+        (["--state", "/tmp/caf\udce9"], "expected a name in UTF-8"),
     ],
 )
 def test_usage_errors_end_with_status_2(tmp_path, more, words):
