@@ -141,8 +141,11 @@ def score(
 
     0 where training diverges; whatever else ends the run ends the search, and says why.
     """
-    text = shortened(table.run_file(row, 0), stage.rounds, stage.clients, settings)
-    data = table.data_of(table.data, folder)
+    whole = table.run_file(row, 0)
+    text = shortened(whole, stage.rounds, stage.clients, settings)
+    # Shared out over all of the table's clients: the stage's have what theirs will be, not more.
+    everyone = str(parse(whole).clients.expected)
+    data = table.data_of(table.data, folder).replace("{clients}", everyone)
     data += f"{'&' if '?' in data else '?'}validate={search.validate_share}"
     runfile = parse(text)
     tiers = {runfile.tiers[0].name: stage.clients}

@@ -22,6 +22,7 @@ import scripts  # noqa: E402
 import search  # noqa: E402
 import tables  # noqa: E402
 
+from fedserver.simulate.population import Population  # noqa: E402
 from fedserver.storage.database import lock_directory  # noqa: E402
 from motley.algorithms import registry  # noqa: E402
 from motley.runfile import parse  # noqa: E402
@@ -306,3 +307,22 @@ def test_a_candidate_scores_zero_where_it_diverges_and_no_other_failure_does(
     broken = table.model_copy(update={"data": f"{table.data}&no-such-option=1"})
     with pytest.raises(SystemExit, match=r"small/row is paused: .*no-such-option"):
         rows.score(broken, plan, stage, "row", {"learning_rate": 0.1}, tmp_path)
+
+
+def test_a_stage_has_its_clients_own_data_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, seen = tables.load("quped-2-cifar10"), []
+
+    def noted(*_: object, population: Population, **__: object) -> None:
+        seen.extend(population.clients)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rows, "simulate", noted)
+    stage = table.search.stages[0]
+    with pytest.raises(KeyboardInterrupt):
+        rows.score(table, table.search, stage, "quped", {"learning_rate": 0.1}, tmp_path)
+    expected = parse(table.run_file("quped", 0)).clients.expected
+    assert len(seen) == stage.clients < expected
+    for number, client in enumerate(seen):
+        assert f"?clients={expected}&client={number}&" in client.data
