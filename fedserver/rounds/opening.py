@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
@@ -69,10 +70,12 @@ def begin(
         return _wait(tx, run, f"round {number}: {found}")
     if kind == "evaluate":
         goal = max(1, round(context.runfile.evaluate.fraction * len(candidates)))
-    wanted = min(len(candidates), -(-goal * rules.over_select // 1)) if kind == "train" else goal
+    wanted = goal
+    if kind == "train":  # 50 x 1.1 comes out above 55
+        wanted = min(len(candidates), ceil(goal * rules.over_select - 1e-9))
     rng = numpy_generator(context.runfile.run.seed, "select", kind, number, attempt)
     moment = moment_of(tx, run, context, max(1, number))
-    cohort = context.algorithm.select(candidates, int(wanted), rng, moment)
+    cohort = context.algorithm.select(candidates, wanted, rng, moment)
     if kind == "evaluate" and context.is_private:
         cohort = []  # the server's own data alone: what clients score is theirs
     round_id = _add_round(

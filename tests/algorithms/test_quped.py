@@ -96,10 +96,22 @@ def test_fine_tuning_keeps_as_many_values_as_centres(bits: int, count: int) -> N
         npt.assert_array_equal(states[2][f"codes/{name}"], states[3][f"codes/{name}"])
         assert (states[2][f"centres/{name}"] != states[3][f"centres/{name}"]).any()
     assert (states[2]["model/fc1.weight"] != states[3]["model/fc1.weight"]).any()
-    # A client that comes in for the last round alone is frozen there.
-    only = algorithm.train(context(algorithm, member(bits), 4, 4), sent(first_broadcast()), None)
-    assert only.personal is not None
-    assert f"codes/{QUANTIZED[0]}" in only.personal
+
+
+def test_a_client_that_comes_in_for_fine_tuning_is_frozen_from_its_next_task_on() -> None:
+    """Before it, nothing was learnt that could be kept; who begins before is frozen amid a task."""
+    algorithm = QuPeD.configure({**SETTINGS, "finetune_fraction": 0.5})
+    broadcast, personal, frozen = first_broadcast(), None, []
+    for number in (3, 4):
+        task = context(algorithm, member(1), number, 4)
+        personal = algorithm.train(task, sent(broadcast), personal).personal
+        assert personal is not None
+        frozen.append(f"codes/{QUANTIZED[0]}" in personal)
+    assert frozen == [False, True]
+    early = QuPeD.configure({**SETTINGS, "finetune_fraction": 0.9})
+    first = early.train(context(early, member(1), 1, 4), sent(broadcast), None).personal
+    assert first is not None
+    assert f"codes/{QUANTIZED[0]}" in first
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

@@ -143,7 +143,8 @@ class Local(PersonalModel):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Take the task's steps on the personal model."""
-        state, metrics = self._steps(context, self.state_of(context, personal))
+        fresh = personal is None
+        state, metrics = self._steps(context, self.state_of(context, personal), fresh=fresh)
         return Trained(update={}, personal=state, samples=len(context.data.train), metrics=metrics)
 
     trains_together: ClassVar[bool] = True
@@ -164,7 +165,7 @@ class Local(PersonalModel):
         from motley.training.steps import trained_of_all
 
         states = [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
-        found = self._steps_together(contexts, states)
+        found = self._steps_together(contexts, states, fresh=personals[0] is None)
         if found is None:
             return None
         new, losses = found
@@ -176,15 +177,20 @@ class Local(PersonalModel):
         state: Tensors,
         teacher: Teacher | None = None,
         anchor: Anchor | None = None,
+        *,
+        fresh: bool,
     ) -> tuple[Tensors, dict[str, float]]:
-        """Take the task's iterations; return the new personal state and the metrics."""
+        """Take the task's iterations; return the new personal state and the metrics.
+
+        `fresh`: whether the state was made for this task.
+        """
         from motley.training.personal import close_state, open_state
         from motley.training.steps import Feed, take_steps
 
         settings, variant = self.settings, context.workload.variants()[context.plan.variant]
         model = open_state(state, variant, settings.rules(), context.device, anchor)
         feed = Feed(context, settings.batches(context))
-        step = self._step(context, [state], model, feed, teacher)
+        step = self._step(context, [state], model, feed, teacher, fresh=fresh)
         loss = take_steps(context, settings.local_steps, step)
         return close_state(model, state), {"loss": loss}
 
@@ -194,6 +200,8 @@ class Local(PersonalModel):
         states: Sequence[Tensors],
         teacher: Teacher | None = None,
         anchor: Anchor | None = None,
+        *,
+        fresh: bool,
     ) -> tuple[list[Tensors], list[float | TrainingError]] | None:
         """Take the iterations of K tasks; return new states and losses, None where they cannot."""
         from motley.training.personal import close_states, open_states
@@ -207,7 +215,7 @@ class Local(PersonalModel):
             return None
         models = [model.model, model.quantized, *([teacher.model] if teacher else [])]
         feed = ManyFeed(contexts, [settings.batches(context) for context in contexts], models)
-        step = self._step(contexts[0], states, model, feed, teacher)
+        step = self._step(contexts[0], states, model, feed, teacher, fresh=fresh)
         losses = take_steps_together(contexts, settings.local_steps, step)
         return close_states(model, states), losses
 
@@ -218,15 +226,20 @@ class Local(PersonalModel):
         model: AlternatingModel,
         feed: Callable[[int], Drawn],
         teacher: Teacher | None,
+        *,
+        fresh: bool,
     ) -> Callable[[int], torch.Tensor]:
         """Return one iteration, of one client or of many, as a function of its number."""
         from motley.training.alternating import iterate
 
         settings, penalty = self.settings, max(_penalties(states), default=0.0)
         schedule = settings.schedule(context.plan.iterations)
+        # Who comes so late has cells that nothing was learnt of: they are frozen from the client's
+        # next task on. A run that is fine-tuning from its start is meant to be.
+        is_late = fresh and bool(schedule.freeze_at) and schedule.frozen(context.plan.iteration)
 
         def step(iteration: int) -> torch.Tensor:
-            if schedule.frozen(iteration):
+            if schedule.frozen(iteration) and not is_late:
                 model.freeze()
             # A client frozen before the run was extended stays in fine-tuning.
             rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)

@@ -65,7 +65,8 @@ class QuPeD(Local):
         variant = context.workload.variants()[context.task.global_variant]
         shared = FlatModel.build(variant, broadcast.tensors, context.device)
         teacher = Teacher(shared, self.settings.distillation, self.settings.temperature)
-        state, metrics = self._steps(context, self.state_of(context, personal), teacher)
+        before, fresh = self.state_of(context, personal), personal is None
+        state, metrics = self._steps(context, before, teacher, fresh=fresh)
         return Trained(
             update=shared.tensors(),
             personal=state,
@@ -90,7 +91,7 @@ class QuPeD(Local):
             return None
         teacher = Teacher(shared, self.settings.distillation, self.settings.temperature)
         states = [self.state_of(c, p) for c, p in zip(contexts, personals, strict=True)]
-        found = self._steps_together(contexts, states, teacher)
+        found = self._steps_together(contexts, states, teacher, fresh=personals[0] is None)
         if found is None:
             return None
         new, losses = found

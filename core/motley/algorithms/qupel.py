@@ -89,7 +89,7 @@ class QuPeL(Local):
         first = [key.partition("/")[2] for key in state if key.startswith("centres/")]
         shared = FlatModel.build(variant, broadcast.tensors, context.device, first)
         anchor = Anchor(shared, settings.proximity, settings.ties)
-        state, metrics = self._steps(context, state, anchor=anchor)
+        state, metrics = self._steps(context, state, anchor=anchor, fresh=personal is None)
         return Trained(
             update=shared.tensors(),
             personal=state,
@@ -119,7 +119,8 @@ class QuPeL(Local):
         if shared is None:
             return None
         anchor = Anchor(shared, settings.proximity, settings.ties)
-        found = self._steps_together(contexts, states, anchor=anchor)
+        fresh = personals[0] is None
+        found = self._steps_together(contexts, states, anchor=anchor, fresh=fresh)
         if found is None:
             return None
         new, losses = found
