@@ -60,7 +60,7 @@ class Registry:
         with self._database.connect() as tx:
             named = select(clients.c.name, clients.c.revoked).where(clients.c.revoked != "")
             serials = select(certificates.c.serial, certificates.c.revoked).where(
-                certificates.c.revoked != "", certificates.c.not_after > self._clock.wall()
+                certificates.c.revoked != ""
             )
             self._revoked_clients = {row.name: row.revoked for row in tx.execute(named)}
             self._revoked_serials = {row.serial: row.revoked for row in tx.execute(serials)}
@@ -262,14 +262,20 @@ class Registry:
         self, tx: Connection, name: str, signed: bytes, key: str, token: str
     ) -> None:
         found = read_certificate(signed)
-        # The new row keeps the name known; those that ran out tell nothing more.
-        tx.execute(
-            delete(certificates).where(
+        # What ran out by a clock that is wrong may still be valid: what was revoked stays for
+        # good, and as many others as a device can hold, for only rows can be revoked.
+        ran_out = (
+            select(certificates.c.serial)
+            .where(
                 certificates.c.role == CLIENT,
                 certificates.c.name == name,
+                certificates.c.revoked == "",
                 certificates.c.not_after <= self._clock.wall(),
             )
+            .order_by(certificates.c.not_after.desc())
+            .offset(MOST_CERTIFICATES)
         )
+        tx.execute(delete(certificates).where(certificates.c.serial.in_(ran_out)))
         tx.execute(
             insert(certificates).values(
                 serial=found.serial,
