@@ -14,7 +14,7 @@ from fedclient.errors import CertificateError
 from fedclient.identity.store import Identity, IdentityStore
 from fedclient.transfer.peer import Peer
 from motley.errors import IdentityError
-from motley.identity.keys import new_key, signing_request
+from motley.identity.keys import signing_request
 from motley.wire.stubs import federation_pb2
 
 log = get_logger()
@@ -63,7 +63,7 @@ class Renewal:
                 await self._peer.sleep(wait)
 
     async def _renew(self) -> None:
-        key = new_key()
+        key = await asyncio.to_thread(self._store.renewing_key, self.identity)
         reply = await self._peer.stub.Renew(
             federation_pb2.RenewRequest(signing_request=signing_request(key)),
             timeout=self._peer.patience.call_seconds,

@@ -4,10 +4,12 @@ authority.pem   the authority's certificate: who signs for the server
 client.pem      this device's key and certificate, replaced as a whole at each renewal
 server.json     the server's address
 joining.key     the key of an unfinished join: asked again with it, no use of the token is lost
+renewing.key    the key of an unfinished renewal: asked again with it, no second one is signed
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -129,7 +131,23 @@ class IdentityStore:
             with replacing(self._folder / name) as stream:
                 stream.write(content)
         self._put(key, certificate)
-        (self._folder / "joining.key").unlink(missing_ok=True)
+        for name in ("joining.key", "renewing.key"):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def renewing_key(self, before: Identity) -> ec.EllipticCurvePrivateKey:
+        """Return the key to renew with: a new one, or that of a renewal that was cut short.
+
+        It is on the disk before anything is asked for: a disk that refuses costs no certificate.
+        """
+        path = self._folder / "renewing.key"
+        # One that cannot be used, or that others could read, is nobody's yet: a new one will do.
+        with contextlib.suppress(IdentityError):
+            key = key_from_pem(read_private(path), path)
+            if key_to_pem(key) != before.key:
+                return key
+        key = new_key()
+        write_private(path, key_to_pem(key))
+        return key
 
     def renew(
         self, before: Identity, key: ec.EllipticCurvePrivateKey, certificate: bytes
@@ -141,6 +159,7 @@ class IdentityStore:
         """
         found = check_issued(certificate, key, before.certificate.name)
         self._put(key, certificate)
+        (self._folder / "renewing.key").unlink(missing_ok=True)
         pem = certificate_to_pem(certificate)
         return replace(before, key=key_to_pem(key), chain=pem, certificate=found)
 

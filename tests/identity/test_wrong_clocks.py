@@ -5,40 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench import ManualClock
+from renewal_cases import Records
 
 from fedserver.errors import RevokedError
-from fedserver.identity.authority import DAY, Authority, Settings
-from fedserver.identity.registry import MOST_CERTIFICATES, Registry
-from fedserver.storage.database import open_database
-from motley.identity.certificates import read_certificate
-from motley.identity.keys import new_key, signing_request
-
-
-class Records:
-    """A registry whose clock the test sets, and starts of its server anew."""
-
-    def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        self.clock = ManualClock()
-        self.clock.now = 1.8e9
-        self.authority = Authority.create(root, Settings(host="h"), self.clock)
-        self.database = open_database(root)
-        self.registry = self.started()
-
-    def started(self) -> Registry:
-        return Registry(self.database, self.authority, self.clock)
-
-    def joined(self, name: str, client: str = "") -> str:
-        """Let a device join; returns the serial number of its certificate."""
-        token, _ = self.registry.create_token(1, 600, client, "h:1")
-        request = signing_request(new_key())
-        issued = self.registry.enrol(token.id, token.secret, name, request)
-        return read_certificate(issued.certificate).serial
-
-    def renewed(self, name: str) -> str:
-        issued = self.registry.renew(name, signing_request(new_key()))
-        return read_certificate(issued.certificate).serial
+from fedserver.identity.authority import DAY
+from fedserver.identity.registry import MOST_CERTIFICATES
 
 
 def test_what_was_revoked_stays_so_when_the_servers_clock_was_ahead(tmp_path: Path) -> None:
