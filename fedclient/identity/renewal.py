@@ -69,7 +69,7 @@ class Renewal:
             timeout=self._peer.patience.call_seconds,
         )
         self.identity = await asyncio.to_thread(
-            self._store.renew, self.identity, key, reply.certificate
+            self._store.renew, self.identity, key, reply.certificate, self._clock()
         )
         # New calls show the new certificate; those under way end as they began.
         self._channel.use(open_secure_channel(self._server, self.identity))

@@ -150,14 +150,16 @@ class IdentityStore:
         return key
 
     def renew(
-        self, before: Identity, key: ec.EllipticCurvePrivateKey, certificate: bytes
+        self, before: Identity, key: ec.EllipticCurvePrivateKey, certificate: bytes, now: float
     ) -> Identity:
         """Put a new key and certificate (DER) in place of the old ones, and return them.
 
         Raises:
-            CertificateError: the certificate is not for this key and this client.
+            CertificateError: the certificate is not for this key and this client, or of less use
+                than the old one at the moment `now`. The old one stays.
         """
         found = check_issued(certificate, key, before.certificate.name)
+        _check_times(found, before.certificate, now)
         self._put(key, certificate)
         (self._folder / "renewing.key").unlink(missing_ok=True)
         pem = certificate_to_pem(certificate)
@@ -179,6 +181,18 @@ def check_issued(certificate: bytes, key: ec.EllipticCurvePrivateKey, name: str)
             f"{name!r}; is it a server of the same version?"
         )
     return found
+
+
+def _check_times(found: Certificate, held: Certificate, now: float) -> None:
+    """Raise CertificateError unless a renewed certificate is fresh and outlasts the one held."""
+    fresh = found.not_before - CLOCK_TOLERANCE <= now < found.renew_at
+    if not fresh or found.not_after <= held.not_after:
+        raise CertificateError(
+            f"the server signed a certificate from {_moment(found.not_before)} until "
+            f"{_moment(found.not_after)}, at {_moment(now)} by the clock of this device, which "
+            f"keeps the one it has, until {_moment(held.not_after)}; set the server's clock, or "
+            f"this device's if that is the one that is wrong"
+        )
 
 
 def _moment(seconds: float) -> str:

@@ -100,3 +100,20 @@ class Device:
         self.waits.append(seconds)
         self.clock.now += seconds
         self.on_wait()
+
+
+def after(device: Device, attempts: int) -> None:
+    """Have enough when the device waited that often."""
+    device.waits.clear()
+
+    def look() -> None:
+        if len(device.waits) >= attempts:
+            raise EnoughError
+
+    device.on_wait = look
+
+
+def due(root: Path) -> Device:
+    device = Device(root)
+    device.clock.now = device.records.clock.now = device.held().renew_at + 1
+    return device

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from renewal_cases import Device, EnoughError
+from renewal_cases import Device, after, due
 
 from fedserver.identity.authority import DAY
 from fedserver.identity.registry import MOST_CERTIFICATES
@@ -20,23 +20,6 @@ ATTEMPTS = 3 * MOST_CERTIFICATES
 
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def after(device: Device, attempts: int) -> None:
-    """Have enough when the device waited that often."""
-    device.waits.clear()
-
-    def look() -> None:
-        if len(device.waits) >= attempts:
-            raise EnoughError
-
-    device.on_wait = look
-
-
-def due(root: Path) -> Device:
-    device = Device(root)
-    device.clock.now = device.records.clock.now = device.held().renew_at + 1
-    return device
 
 
 def keys_of(device: Device) -> set[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
-from renewal_cases import Records
+from renewal_cases import Records, after, due
 
+from fedclient.errors import CertificateError
 from fedserver.errors import RevokedError
-from fedserver.identity.authority import DAY
+from fedserver.identity.authority import DAY, Authority, Settings
 from fedserver.identity.registry import MOST_CERTIFICATES
+from motley.identity.keys import new_key
 
 
 def test_what_was_revoked_stays_so_when_the_servers_clock_was_ahead(tmp_path: Path) -> None:
@@ -44,3 +47,45 @@ def test_the_record_of_a_device_that_renews_for_ever_does_not_grow(tmp_path: Pat
         records.renewed("c0")
     struck = records.registry.revoke_client("c0", "stolen")["certificates"]
     assert struck == MOST_CERTIFICATES + 1
+
+
+@pytest.mark.parametrize("days", [2, -61, -100])
+def test_a_server_whose_clock_is_wrong_takes_no_good_certificate_away(
+    tmp_path: Path, days: int
+) -> None:
+    device = due(tmp_path)
+    before = device.held()
+    device.records.clock.now += days * DAY
+    after(device, 20)
+    asyncio.run(device.run())
+    assert device.held() == before
+    assert len(device.asked) == 20, "it is tried again"
+    device.records.clock.now = device.clock.now
+    after(device, 1)
+    asyncio.run(device.run())
+    assert device.held().not_after > before.not_after
+    assert device.held().renew_at > device.clock.now
+
+
+def test_what_is_wrong_with_a_renewed_certificate_is_said_with_its_dates(tmp_path: Path) -> None:
+    device = due(tmp_path)
+    identity, key = device.store.load("c0"), new_key()
+    device.records.clock.now += 2 * DAY
+    signed = device.records.authority.sign("client", "c0", key.public_key())
+    words = (
+        r"from 2027-03-18 06:40:01 UTC until 2027-06-16 07:40:01 UTC, at 2027-03-16 07:40:01 UTC "
+        r"by the clock .* until 2027-04-15 08:00:00 UTC; set the server's clock"
+    )
+    with pytest.raises(CertificateError, match=words):
+        device.store.renew(identity, key, signed, device.clock.now)
+
+
+def test_no_certificate_gives_way_to_one_that_ends_before_it(tmp_path: Path) -> None:
+    device = due(tmp_path)
+    identity, key = device.store.load("c0"), new_key()
+    short = Authority.create(tmp_path, Settings(host="h", client_lifetime=DAY), device.clock)
+    with pytest.raises(CertificateError, match="keeps the one it has"):
+        device.store.renew(
+            identity, key, short.sign("client", "c0", key.public_key()), device.clock.now
+        )
+    assert device.store.load("c0") == identity
