@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from renewal_cases import Records, after, due
+from renewal_cases import Device, Records, after, due
 
 from fedclient.errors import CertificateError
+from fedclient.identity.renewal import LONGEST_WAIT, LOOKS_AGAIN
 from fedserver.errors import RevokedError
 from fedserver.identity.authority import DAY, Authority, Settings
 from fedserver.identity.registry import MOST_CERTIFICATES
@@ -89,3 +90,29 @@ def test_no_certificate_gives_way_to_one_that_ends_before_it(tmp_path: Path) -> 
             identity, key, short.sign("client", "c0", key.public_key()), device.clock.now
         )
     assert device.store.load("c0") == identity
+
+
+@pytest.mark.parametrize("days", [100, -100])
+def test_a_daemon_outlives_a_clock_that_is_wrong_for_minutes(tmp_path: Path, days: int) -> None:
+    device = Device(tmp_path)
+    begun = device.clock.now
+
+    def clock() -> float:
+        wrong = 7200 <= device.clock.now - begun < 7200 + sum(LOOKS_AGAIN)
+        return device.clock.now + (days * DAY if wrong else 0)
+
+    after(device, 10)
+    asyncio.run(device.run(clock))
+    assert device.waits == [LONGEST_WAIT] * 2 + [*LOOKS_AGAIN] + [LONGEST_WAIT] * 4
+    assert not device.asked
+
+
+@pytest.mark.parametrize(("days", "words"), [(91, "ran out on"), (-1, "the clock is wrong")])
+def test_a_daemon_ends_when_its_certificate_stays_of_no_use(
+    tmp_path: Path, days: int, words: str
+) -> None:
+    device = Device(tmp_path)
+    device.clock.now += days * DAY
+    with pytest.raises(CertificateError, match=words):
+        asyncio.run(device.run())
+    assert device.waits == [*LOOKS_AGAIN]
