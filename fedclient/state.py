@@ -116,7 +116,7 @@ class StateDirectory:
         """Remove files whose writing was cut short."""
         patterns = (
             *(f"*.json{TEMPORARY}", "runs/*/.pending-*.payload.*", "models/.*.motley.*"),
-            *("identity/.client.pem.*", "identity/.joining.key.*"),
+            *(f"identity/.{name}.*" for name in ("client.pem", "joining.key", "renewing.key")),
             *(f"privacy/*{TEMPORARY}", "privacy/.secret.*"),
         )
         for pattern in patterns:

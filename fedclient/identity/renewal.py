@@ -14,13 +14,16 @@ from fedclient.errors import CertificateError
 from fedclient.identity.store import Identity, IdentityStore
 from fedclient.transfer.peer import Peer
 from motley.errors import IdentityError
-from motley.identity.keys import new_key, signing_request
+from motley.identity.keys import signing_request
 from motley.wire.stubs import federation_pb2
 
 log = get_logger()
 
 LONGEST_WAIT = 3600.0
 """Seconds between two looks at the clock at most: it may be put right, or the device may sleep."""
+LOOKS_AGAIN = (5.0, 20.0, 60.0, 180.0)
+"""Seconds before each further look at a clock by which the certificate is of no use: GPS or NTP may
+have set it wrong for a moment, and a daemon that ends for that is not started again."""
 
 
 class Renewal:
@@ -44,12 +47,12 @@ class Renewal:
         """Go on until cancelled.
 
         Raises:
-            CertificateError: it ran out: the server was away for too long, or refuses.
+            CertificateError: it ran out, at every one of some looks at the clock: the server was
+                away for too long, or refuses.
         """
         backoff = self._peer.backoff()
         while True:
-            now = self._clock()
-            self.identity.check(now)
+            now = await self._time()
             wait = self.identity.certificate.renew_at - now
             if wait > 0:
                 await self._peer.sleep(min(wait, LONGEST_WAIT))
@@ -62,14 +65,28 @@ class Renewal:
                 log.warning("certificate_not_renewed", reason=_words(error), retry_in=round(wait))
                 await self._peer.sleep(wait)
 
+    async def _time(self) -> float:
+        """Return what the clock says; raise CertificateError when it goes on to say: of no use."""
+        for wait in LOOKS_AGAIN:
+            now = self._clock()
+            try:
+                self.identity.check(now)
+                return now
+            except CertificateError as error:
+                log.warning("certificate_of_no_use", reason=str(error), looking_again_in=wait)
+                await self._peer.sleep(wait)
+        now = self._clock()
+        self.identity.check(now)
+        return now
+
     async def _renew(self) -> None:
-        key = new_key()
+        key = await asyncio.to_thread(self._store.renewing_key, self.identity)
         reply = await self._peer.stub.Renew(
             federation_pb2.RenewRequest(signing_request=signing_request(key)),
             timeout=self._peer.patience.call_seconds,
         )
         self.identity = await asyncio.to_thread(
-            self._store.renew, self.identity, key, reply.certificate
+            self._store.renew, self.identity, key, reply.certificate, self._clock()
         )
         # New calls show the new certificate; those under way end as they began.
         self._channel.use(open_secure_channel(self._server, self.identity))

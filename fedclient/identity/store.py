@@ -4,10 +4,12 @@ authority.pem   the authority's certificate: who signs for the server
 client.pem      this device's key and certificate, replaced as a whole at each renewal
 server.json     the server's address
 joining.key     the key of an unfinished join: asked again with it, no use of the token is lost
+renewing.key    the key of an unfinished renewal: asked again with it, no second one is signed
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -129,18 +131,37 @@ class IdentityStore:
             with replacing(self._folder / name) as stream:
                 stream.write(content)
         self._put(key, certificate)
-        (self._folder / "joining.key").unlink(missing_ok=True)
+        for name in ("joining.key", "renewing.key"):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def renewing_key(self, before: Identity) -> ec.EllipticCurvePrivateKey:
+        """Return the key to renew with: a new one, or that of a renewal that was cut short.
+
+        It is on the disk before anything is asked for: a disk that refuses costs no certificate.
+        """
+        path = self._folder / "renewing.key"
+        # One that cannot be used, or that others could read, is nobody's yet: a new one will do.
+        with contextlib.suppress(IdentityError):
+            key = key_from_pem(read_private(path), path)
+            if key_to_pem(key) != before.key:
+                return key
+        key = new_key()
+        write_private(path, key_to_pem(key))
+        return key
 
     def renew(
-        self, before: Identity, key: ec.EllipticCurvePrivateKey, certificate: bytes
+        self, before: Identity, key: ec.EllipticCurvePrivateKey, certificate: bytes, now: float
     ) -> Identity:
         """Put a new key and certificate (DER) in place of the old ones, and return them.
 
         Raises:
-            CertificateError: the certificate is not for this key and this client.
+            CertificateError: the certificate is not for this key and this client, or of less use
+                than the old one at the moment `now`. The old one stays.
         """
         found = check_issued(certificate, key, before.certificate.name)
+        _check_times(found, before.certificate, now)
         self._put(key, certificate)
+        (self._folder / "renewing.key").unlink(missing_ok=True)
         pem = certificate_to_pem(certificate)
         return replace(before, key=key_to_pem(key), chain=pem, certificate=found)
 
@@ -160,6 +181,18 @@ def check_issued(certificate: bytes, key: ec.EllipticCurvePrivateKey, name: str)
             f"{name!r}; is it a server of the same version?"
         )
     return found
+
+
+def _check_times(found: Certificate, held: Certificate, now: float) -> None:
+    """Raise CertificateError unless a renewed certificate is fresh and outlasts the one held."""
+    fresh = found.not_before - CLOCK_TOLERANCE <= now < found.renew_at
+    if not fresh or found.not_after <= held.not_after:
+        raise CertificateError(
+            f"the server signed a certificate from {_moment(found.not_before)} until "
+            f"{_moment(found.not_after)}, at {_moment(now)} by the clock of this device, which "
+            f"keeps the one it has, until {_moment(held.not_after)}; set the server's clock, or "
+            f"this device's if that is the one that is wrong"
+        )
 
 
 def _moment(seconds: float) -> str:

@@ -14,6 +14,7 @@ import math
 import socket
 import threading
 from pathlib import Path
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -25,6 +26,7 @@ from structlog.stdlib import get_logger
 from fedserver.rounds.clock import Clock, SystemClock
 from motley.errors import IdentityError
 from motley.identity.certificates import (
+    Certificate,
     certificate_to_der,
     load_certificate,
     read_certificate,
@@ -120,7 +122,7 @@ class Authority:
         write_private(folder / "settings.json", settings.model_dump_json(indent=1).encode())
         moment = (clock or SystemClock()).wall()
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Motley authority")])
-        builder = _builder(name, name, key.public_key(), moment, AUTHORITY_SECONDS)
+        builder = _builder(name, name, key.public_key(), *_terms(moment, AUTHORITY_SECONDS))
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         builder = builder.add_extension(_usage(signs_certificates=True), True)
         certificate = builder.sign(key, hashes.SHA256())
@@ -134,9 +136,22 @@ class Authority:
         """Return a certificate (DER) by which `name` may connect in `role`, and nothing else."""
         settings = self.settings
         lifetime = settings.client_lifetime if role == "client" else settings.operator_lifetime
+        return self._sign_for(role, name, key, _terms(self._clock.wall(), lifetime))
+
+    def sign_again(self, known: Certificate, key: ec.EllipticCurvePublicKey) -> bytes:
+        """Return a certificate (DER) that was signed before, for the same key.
+
+        It says the same, serial number and times too: no second one that could be revoked.
+        """
+        terms = int(known.serial, 16), known.not_before, known.not_after
+        return self._sign_for(known.role, known.name, key, terms)
+
+    def _sign_for(
+        self, role: str, name: str, key: ec.EllipticCurvePublicKey, terms: _Terms
+    ) -> bytes:
         uri = x509.UniformResourceIdentifier(identity_uri(role, name))
         use = ExtendedKeyUsageOID.CLIENT_AUTH
-        return certificate_to_der(_pem(self._sign(uri, use, name, key, lifetime)))
+        return certificate_to_der(_pem(self._sign(uri, use, name, key, terms)))
 
     def _sign(
         self,
@@ -144,10 +159,10 @@ class Authority:
         use: x509.ObjectIdentifier,
         common_name: str,
         key: ec.EllipticCurvePublicKey,
-        lifetime: float,
+        terms: _Terms,
     ) -> x509.Certificate:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-        builder = _builder(subject, self._certificate.subject, key, self._clock.wall(), lifetime)
+        builder = _builder(subject, self._certificate.subject, key, *terms)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
         builder = builder.add_extension(_usage(signs_certificates=False), True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([use]), False)
@@ -169,7 +184,8 @@ class Authority:
                 use = ExtendedKeyUsageOID.SERVER_AUTH
                 lifetime = self.settings.server_lifetime
                 names = x509.DNSName(SERVER_NAME)
-                signed = self._sign(names, use, SERVER_NAME, key.public_key(), lifetime)
+                terms = _terms(self._clock.wall(), lifetime)
+                signed = self._sign(names, use, SERVER_NAME, key.public_key(), terms)
                 write_private(path, key_to_pem(key) + _pem(signed) + self.pem)
                 log.info("server_certificate_signed", days=round(lifetime / DAY, 4))
             content = read_private(path)
@@ -189,22 +205,31 @@ class Authority:
             return self._server
 
 
+_Terms: TypeAlias = tuple[int, float, float]
+"""A serial number, and from when until when."""
+
+
+def _terms(now: float, lifetime: float) -> _Terms:
+    skew = min(MOST_SKEW, lifetime / 10)
+    return x509.random_serial_number(), math.floor(now - skew), math.ceil(now + lifetime)
+
+
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePublicKey,
-    now: float,
-    lifetime: float,
+    serial: int,
+    not_before: float,
+    not_after: float,
 ) -> x509.CertificateBuilder:
-    skew = min(MOST_SKEW, lifetime / 10)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(_moment(math.floor(now - skew)))
-        .not_valid_after(_moment(math.ceil(now + lifetime)))
+        .serial_number(serial)
+        .not_valid_before(_moment(not_before))
+        .not_valid_after(_moment(not_after))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy import Engine as SqlEngine
 from structlog.stdlib import get_logger
 
@@ -20,7 +20,7 @@ from fedserver.rounds import exclusion
 from fedserver.rounds.clock import Clock, SystemClock
 from fedserver.storage.schema import certificates, clients, join_tokens
 from motley.errors import IdentityError, TokenError
-from motley.identity.certificates import read_certificate
+from motley.identity.certificates import Certificate, read_certificate
 from motley.identity.keys import fingerprint, public_key_sha256, requested_key
 from motley.identity.names import CLIENT
 from motley.identity.tokens import ID_BYTES, SECRET_BYTES, JoinToken
@@ -29,7 +29,7 @@ log = get_logger()
 
 MOST_USES = 10_000
 MOST_CERTIFICATES = 16
-"""Certificates of one client that are valid at one time; a device needs two while it renews."""
+"""Keys of one client with valid certificates at one time; a device needs two while it renews."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -60,7 +60,7 @@ class Registry:
         with self._database.connect() as tx:
             named = select(clients.c.name, clients.c.revoked).where(clients.c.revoked != "")
             serials = select(certificates.c.serial, certificates.c.revoked).where(
-                certificates.c.revoked != "", certificates.c.not_after > self._clock.wall()
+                certificates.c.revoked != ""
             )
             self._revoked_clients = {row.name: row.revoked for row in tx.execute(named)}
             self._revoked_serials = {row.serial: row.revoked for row in tx.execute(serials)}
@@ -234,42 +234,69 @@ class Registry:
     def renew(self, name: str, request: bytes) -> Issued:
         """Sign a new certificate for a client that shows a valid one; the old one stays valid.
 
+        Asked again with the same key it gives the same certificate again, while that is fresh.
+
         Raises:
-            CertificateLimitError: it holds too many that are valid.
+            CertificateLimitError: it holds certificates of too many keys that are valid.
             IdentityError: the signing request cannot be used.
         """
         key = requested_key(request)
-        mine = certificates.c.role == CLIENT, certificates.c.name == name
+        digest = public_key_sha256(key)
         with self._database.begin() as tx:
-            live = tx.scalar(
-                select(func.count()).where(
-                    *mine,
-                    certificates.c.revoked == "",
-                    certificates.c.not_after > self._clock.wall(),
-                )
-            )
-            if (live or 0) >= MOST_CERTIFICATES:
+            held = self._held(tx, name)
+            for known in held.get(digest, ()):
+                if known.not_before <= self._clock.wall() < known.renew_at:
+                    log.info("certificate_given_again", client=name)
+                    return Issued(certificate=self.authority.sign_again(known, key))
+            # Keys count, not certificates: a device that asks again is not locked out by that.
+            if digest not in held and len(held) >= MOST_CERTIFICATES:
                 raise CertificateLimitError(
-                    f"client {name!r} holds {live} valid certificates, which is more than a "
-                    f"device can need; older ones must run out first"
+                    f"client {name!r} holds valid certificates of {len(held)} keys, which is more "
+                    f"than a device can need; older ones must run out first"
                 )
             signed = self.authority.sign(CLIENT, name, key)
-            self._put_on_record(tx, name, signed, public_key_sha256(key), "")
+            self._put_on_record(tx, name, signed, digest, "")
         log.info("certificate_renewed", client=name)
         return Issued(certificate=signed)
+
+    def _held(self, tx: Connection, name: str) -> dict[str, list[Certificate]]:
+        """Return a client's certificates that are valid, by the hash of their key."""
+        rows = select(certificates).where(
+            certificates.c.role == CLIENT,
+            certificates.c.name == name,
+            certificates.c.revoked == "",
+            certificates.c.not_after > self._clock.wall(),
+        )
+        held: dict[str, list[Certificate]] = {}
+        for row in tx.execute(rows):
+            found = Certificate(
+                role=row.role,
+                name=row.name,
+                serial=row.serial,
+                not_before=row.not_before,
+                not_after=row.not_after,
+            )
+            held.setdefault(row.key_sha256, []).append(found)
+        return held
 
     def _put_on_record(
         self, tx: Connection, name: str, signed: bytes, key: str, token: str
     ) -> None:
         found = read_certificate(signed)
-        # The new row keeps the name known; those that ran out tell nothing more.
-        tx.execute(
-            delete(certificates).where(
+        # What ran out by a clock that is wrong may still be valid: what was revoked stays for
+        # good, and as many others as a device can hold, for only rows can be revoked.
+        ran_out = (
+            select(certificates.c.serial)
+            .where(
                 certificates.c.role == CLIENT,
                 certificates.c.name == name,
+                certificates.c.revoked == "",
                 certificates.c.not_after <= self._clock.wall(),
             )
+            .order_by(certificates.c.not_after.desc())
+            .offset(MOST_CERTIFICATES)
         )
+        tx.execute(delete(certificates).where(certificates.c.serial.in_(ran_out)))
         tx.execute(
             insert(certificates).values(
                 serial=found.serial,

@@ -188,7 +188,12 @@ def test_leftovers_of_cut_writes_are_removed(tmp_path):
     run.mkdir()
     (run / ".pending-t1.payload.ab12").write_bytes(b"half")
     (state.root / "link.json.tmp").write_bytes(b"{")
+    identity = state.root / "identity"
+    identity.mkdir()
+    (identity / ".renewing.key.ab12").write_bytes(b"half")
+    (identity / "renewing.key").write_bytes(b"whole")
     state.open("phone-1")
     assert not list(run.iterdir())
+    assert [path.name for path in identity.iterdir()] == ["renewing.key"]
     assert not (state.root / "link.json.tmp").exists()
     state.close()
