@@ -105,7 +105,7 @@ def parse_tiers(text: str) -> dict[str, int]:
     counts = {}
     for entry in text.split(","):
         name, _, number = entry.partition("=")
-        if not name or not number.isdigit():
+        if not name or not (number.isascii() and number.isdigit()):
             raise MotleyError(f"--tiers {text!r}: expected NAME=N,NAME=N, e.g. phone=2,pc=4")
         counts[name] = int(number)
     return counts
