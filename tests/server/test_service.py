@@ -395,6 +395,5 @@ def test_plain_text_stays_on_loopback() -> None:
     with pytest.raises(AddressError, match="can be reached by others"):
         check_address("0.0.0.0:1", anywhere=False)
     check_address("0.0.0.0:1", anywhere=True)
-    for address in ("9400", "127.0.0.1:²"):
-        with pytest.raises(AddressError, match="expected HOST:PORT"):
-            check_address(address, anywhere=True)
+    with pytest.raises(AddressError, match="expected HOST:PORT"):
+        check_address("9400", anywhere=True)
