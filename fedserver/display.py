@@ -330,10 +330,11 @@ def _line(record: dict[str, Any], entry: dict[str, Any]) -> str:
     )
 
 
-def metrics_text(metrics: Mapping[str, float]) -> str:
+def metrics_text(metrics: Mapping[str, float | None]) -> str:
     """Return accuracies and losses as a short text, and how many clients have no model yet."""
-    shown = [name for name in sorted(metrics) if name.endswith(("accuracy", "loss"))]
-    parts = [f"{name} {metrics[name]:.4f}" for name in shown]
+    shown = ((n, v) for n, v in sorted(metrics.items()) if n.endswith(("accuracy", "loss")))
+    # None: it was not finite, which only records of older servers hold.
+    parts = [f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in shown]
     untrained = metrics.get(UNTRAINED) or metrics.get(f"personal_{UNTRAINED}")
     return ", ".join([*parts, *([f"{untrained:.0f} {UNTRAINED}"] if untrained else [])])
 

@@ -12,6 +12,7 @@ from bench import Bench
 from sqlalchemy import update
 
 from fedserver.dashboard.events import EventFeed
+from fedserver.display import metrics_text
 from fedserver.errors import AddressError, ProtocolError
 from fedserver.listeners import split_address
 from fedserver.rounds import view
@@ -92,6 +93,11 @@ def test_a_mean_that_is_no_number_is_left_out() -> None:
             self.client, self.metrics = client, {"loss": 1.7e308, "accuracy": 0.5}
 
     assert mean_metrics([Row("a"), Row("b")]) == {"accuracy": 0.5}
+
+
+def test_a_mean_that_was_no_number_is_shown_as_missing() -> None:
+    found = parsed(view.to_json({"loss": math.inf, "accuracy": 0.5}))
+    assert metrics_text(found) == "accuracy 0.5000, loss -"
 
 
 def test_a_port_is_a_number() -> None:
