@@ -25,7 +25,7 @@ from fedclient.options import (
 from motley import __version__
 from motley.command_line import Program
 from motley.errors import DataError, MotleyError, WorkloadError
-from motley.logs import LogFormat, configure
+from motley.logs import LogFormat, configure, in_words, printable
 
 app = Program(
     help="A Motley client: trains on this device's own data and takes part in a server's runs.",
@@ -94,7 +94,8 @@ def join(
         directory.close()
     option = f" --state {root}" if state else ""
     typer.echo(f"{name} has joined; its certificate and key are in {root / 'identity'}")
-    typer.echo(f"server {found.server}; now: fedclient start --name {name}{option} --data ...")
+    told = f"server {found.server}; now: fedclient start --name {name}{option} --data ..."
+    typer.echo(printable(told))
 
 
 @app.command()
@@ -175,7 +176,8 @@ def profile(
         typer.echo(json.dumps(facts, indent=1, sort_keys=True))
         return
     for key, value in facts.items():
-        typer.echo(f"{key:22} {json.dumps(value) if isinstance(value, dict) else value}")
+        shown = json.dumps(value) if isinstance(value, dict) else value
+        typer.echo(in_words(f"{key:22} {shown}"))
 
 
 @app.command()
@@ -195,7 +197,7 @@ def privacy(
     if not records:
         typer.echo("no client was started yet")
     for record in records:
-        typer.echo(as_text(record))
+        typer.echo(printable(as_text(record)))
 
 
 @app.command()
@@ -230,10 +232,11 @@ def main() -> None:
     try:
         app()
     except MotleyError as error:
-        print(f"fedclient: {' '.join(str(error).split())} [{error.number}]", file=sys.stderr)
+        words = printable(" ".join(str(error).split()))
+        print(f"fedclient: {words} [{error.number}]", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, ClientError) else EXIT_LOCAL)
     except OSError as error:
-        print(f"fedclient: {error}", file=sys.stderr)
+        print(printable(f"fedclient: {error}"), file=sys.stderr)
         sys.exit(EXIT_LOCAL)
 
 

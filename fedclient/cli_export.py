@@ -11,6 +11,7 @@ import typer
 
 from fedclient.errors import OptionError
 from motley.errors import WorkloadError
+from motley.logs import printable
 
 State = Annotated[
     Path | None, typer.Option(help="State directory; else those of all this user's clients.")
@@ -90,7 +91,7 @@ def export(
     if target.is_dir() or not target.parent.is_dir():
         raise OptionError(f"--output {target}: name a file in a folder that exists")
     done = export_model(stored, target, kind, _mappings(workload), half_ends=half_ends, data=data)
-    typer.echo(json.dumps(done.record()) if as_json else "\n".join(done.lines()))
+    typer.echo(json.dumps(done.record()) if as_json else printable("\n".join(done.lines())))
 
 
 def predict(

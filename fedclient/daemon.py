@@ -26,7 +26,7 @@ from fedclient.outbox import Outbox
 from fedclient.protocol import Setup
 from fedclient.runner import WorkerRunner
 from fedclient.state import StateDirectory
-from fedclient.transfer.peer import Patience, Peer, pause
+from fedclient.transfer.peer import Patience, Peer, bounded, pause
 from fedclient.transfer.speed import LinkRecord
 from fedclient.transfer.stub import ClientStub
 from motley.allocator import give_back, reuse_freed_memory
@@ -79,7 +79,7 @@ class Daemon:
                 await self._work(reply.task)
             else:
                 give_back()  # nothing to do: what transfers left is not needed soon
-                wait = reply.retry_after_seconds
+                wait = bounded(reply.retry_after_seconds)
                 await self.desk.peer.sleep(max(wait, self.pace.least_seconds))
 
     async def _next(self) -> federation_pb2.CheckInReply:

@@ -102,7 +102,7 @@ def _answers(server: str, channel: grpc.Channel) -> Finding:
     host = server.rpartition(":")[0].strip("[]")
     try:
         socket.getaddrinfo(host, None)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of "server..example"
         return problem("server", f"{host} has no address: {error}", "check the name, and the DNS")
     check: Callable[..., bytes] = channel.unary_unary(HEALTH)
     with channel:

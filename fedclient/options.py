@@ -76,7 +76,8 @@ def check_utf8(option: str, given: str) -> str:
 def check_server(address: str) -> str:
     """Return `HOST:PORT`; raise OptionError on another form."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    is_number = port.isascii() and port.isdigit()  # "²" alone is a digit too, and no number
+    if not host or not is_number or not 0 < int(port) < 65536:
         raise OptionError(f"--server {address!r}: expected HOST:PORT, e.g. 192.168.1.10:9400")
     return address
 

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from fedclient.models import StoredModel
 from fedclient.take_home import Predicted
+from motley.logs import in_words
 from motley.task import UNTRAINED
+from motley.terminal import PlainConsole
 
 KB = 1000
 PIPED_WIDTH = 160
@@ -29,7 +30,7 @@ FIGURES = frozenset(
 
 def show(table: Table) -> None:
     """Print a table on the terminal, or into a pipe at a fixed width."""
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 
 def models_table(models: Sequence[StoredModel]) -> Table:
@@ -59,10 +60,11 @@ def show_predictions(found: Predicted) -> None:
     """Print what was right by class, and the workload's metrics over all samples."""
     about = found.about
     whose = about.client or "global model"
-    print(f"{whose} of run {about.name}: {about.workload} {about.variant} on {found.data}")
+    words = f"{whose} of run {about.name}: {about.workload} {about.variant} on {found.data}"
+    print(in_words(words))
     if found.is_class:
         show(classes_table(found))
-    print(", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items()))
+    print(in_words(found.metrics))
 
 
 def classes_table(found: Predicted) -> Table:

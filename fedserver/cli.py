@@ -27,7 +27,7 @@ from fedserver.cli_options import (
 from motley import __version__
 from motley.command_line import Program
 from motley.errors import MotleyError, RunFileError
-from motley.logs import LogFormat, configure
+from motley.logs import LogFormat, configure, in_words, printable
 
 if TYPE_CHECKING:
     from fedserver.client import Operator
@@ -347,7 +347,8 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
             word = "agrees" if record["agrees"] else f"DIFFERS {record['problem']}"
             word = record["problem"] if record["pruned"] else word
             people = ", ".join(record["participants"])
-            print(f"round {record['round']:>5}  {record['recorded'][:16]}  {word}  ({people})")
+            line = f"round {record['round']:>5}  {record['recorded'][:16]}  {word}  ({people})"
+            print(in_words(line))
     if not json_output:
         print(f"{agreed} of {total - pruned} rounds agree")
         if pruned:
@@ -387,7 +388,7 @@ def main() -> None:
     try:
         app()
     except MotleyError as error:
-        print(f"fedserver: {error} [{error.number}]", file=sys.stderr)
+        print(printable(f"fedserver: {error} [{error.number}]"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -11,6 +11,7 @@ import typer
 
 from fedserver.cli_options import JsonOption, WorkloadOption, check_target, steers
 from motley.errors import ExportError
+from motley.logs import printable
 
 if TYPE_CHECKING:
     from fedserver.client import Operator
@@ -76,4 +77,4 @@ def export_global(
     if output is None and target.exists():
         raise ExportError(f"{target} is there already; to write over it, name it with --output")
     done = export(model, target, kind, ground)
-    print(json.dumps(done.record()) if json_output else "\n".join(done.lines()))
+    print(json.dumps(done.record()) if json_output else printable("\n".join(done.lines())))

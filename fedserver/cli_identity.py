@@ -19,7 +19,7 @@ from fedserver.cli_options import (
     steers,
 )
 from motley.command_line import Program
-from motley.logs import LogFormat, configure
+from motley.logs import LogFormat, configure, printable
 
 if TYPE_CHECKING:
     from fedserver.client import Operator
@@ -181,7 +181,8 @@ def revoke_client(
 ) -> None:
     """Shut a client out at once: its open calls end, and it leaves its runs."""
     record = operator.revoke_client(name, reason)
-    print(json.dumps(record) if json_output else f"client {name} is shut out: {record['revoked']}")
+    said = f"client {name} is shut out: {record['revoked']}"
+    print(json.dumps(record) if json_output else printable(said))
 
 
 @operators.command("create")

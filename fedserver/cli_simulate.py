@@ -14,7 +14,7 @@ import typer
 
 from fedserver.cli_options import JsonOption, WorkloadOption
 from motley.errors import MotleyError, RunFileError
-from motley.logs import LogFormat, configure
+from motley.logs import LogFormat, configure, in_words
 
 if TYPE_CHECKING:
     from fedserver.simulate.progress import Watcher
@@ -105,7 +105,7 @@ def parse_tiers(text: str) -> dict[str, int]:
     counts = {}
     for entry in text.split(","):
         name, _, number = entry.partition("=")
-        if not name or not number.isdigit():
+        if not name or not (number.isascii() and number.isdigit()):
             raise MotleyError(f"--tiers {text!r}: expected NAME=N,NAME=N, e.g. phone=2,pc=4")
         counts[name] = int(number)
     return counts
@@ -144,6 +144,7 @@ def _print(result: SimulationResult, data: Path | None, json_output: bool) -> No
     print_promises(result.record)
     if len(result.record["clients"]) <= LONGEST_TABLE:
         console().print(client_table(dict(result.record)))
-    print(f"run {result.record['name']} is {result.status} {result.reason}".rstrip(), end=": ")
+    ended = f"run {result.record['name']} is {result.status} {result.reason}".rstrip()
+    print(in_words(ended), end=": ")
     print(f"{result.client_steps:,} client steps, {result.seconds:.1f} s", end="")
     print(f"; `fedserver show {result.run_id} --data {data}` prints this again" if data else "")

@@ -19,7 +19,9 @@ from fedserver.cli_options import check_target
 from fedserver.heat_map import heat_map
 from fedserver.widths import RoundWidths, round_widths
 from motley.errors import MotleyError
+from motley.logs import in_words, printable
 from motley.task import UNTRAINED
+from motley.terminal import PlainConsole
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -42,7 +44,7 @@ CLIENTS_WIDTH = 100
 def console(*, to_stderr: bool = False, piped: int = PIPED_WIDTH) -> Console:
     """Return where people read: the terminal, or a pipe of a fixed width."""
     stream = sys.stderr if to_stderr else sys.stdout
-    return Console(stderr=to_stderr, width=None if stream.isatty() else piped)
+    return PlainConsole(stderr=to_stderr, width=None if stream.isatty() else piped)
 
 
 def print_runs(records: list[dict[str, Any]]) -> None:
@@ -153,7 +155,7 @@ def print_join(record: dict[str, Any]) -> None:
 def print_facts(facts: Mapping[str, str]) -> None:
     """Print what is known of something, a line each, whole however narrow the terminal is."""
     for name, value in facts.items():
-        print(f"{name:<11}{value}")
+        print(printable(f"{name:<11}{value}"))
 
 
 def print_run(record: dict[str, Any]) -> None:
@@ -306,7 +308,7 @@ def _head(record: dict[str, Any]) -> Table:
         doing = f"{current['kind']} round {current['round']}: {current['arrived']}"
         doing += f" of {current['goal']} came, {current['seconds_left']:.0f} s left"
     grid.add_row(
-        Text(f"{record['name']} ({record['id']})", style="bold"),
+        Text(str(in_words(f"{record['name']} ({record['id']})")), style="bold"),
         record["status"],
         ProgressBar(total=max(1, record["rounds"]), completed=record["round"], width=30),
         f"{record['round']}/{record['rounds']} rounds",
@@ -328,10 +330,11 @@ def _line(record: dict[str, Any], entry: dict[str, Any]) -> str:
     )
 
 
-def metrics_text(metrics: Mapping[str, float]) -> str:
+def metrics_text(metrics: Mapping[str, float | None]) -> str:
     """Return accuracies and losses as a short text, and how many clients have no model yet."""
-    shown = [name for name in sorted(metrics) if name.endswith(("accuracy", "loss"))]
-    parts = [f"{name} {metrics[name]:.4f}" for name in shown]
+    shown = ((n, v) for n, v in sorted(metrics.items()) if n.endswith(("accuracy", "loss")))
+    # None: it was not finite, which only records of older servers hold.
+    parts = [f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in shown]
     untrained = metrics.get(UNTRAINED) or metrics.get(f"personal_{UNTRAINED}")
     return ", ".join([*parts, *([f"{untrained:.0f} {UNTRAINED}"] if untrained else [])])
 

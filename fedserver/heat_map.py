@@ -9,6 +9,7 @@ from rich.style import Style
 from rich.text import Text
 
 from fedserver.widths import ClientWidths, RoundWidths
+from motley.logs import printable
 
 SHADES = (
     "#440154",
@@ -46,7 +47,7 @@ def heat_map(widths: RoundWidths, columns: int, *, legend: bool = True) -> Group
     for first in range(0, len(widths.layers), room):
         lines += _block(widths, labels, range(first, min(first + room, len(widths.layers))), cell)
     if legend:
-        names = (f"{n} {layer}" for n, layer in enumerate(widths.layers, 1))
+        names = (f"{n} {printable(layer)}" for n, layer in enumerate(widths.layers, 1))
         lines += [Text(line) for line in _wrapped(names, columns)]
     return Group(*lines)
 
@@ -68,7 +69,7 @@ def _labels(widths: RoundWidths) -> list[str]:
         if any(client.dropped(layer) for layer in client.sent):
             means.append(client.average(client.sent))
         mean = ">".join(f"{value:.2f}" for value in means if value is not None)
-        rows.append((client.name, client.tier, mean or FULL))
+        rows.append((printable(client.name), printable(client.tier), mean or FULL))
     sizes = [max(len(row[column]) for row in rows) for column in range(3)]
     return [
         f"{name:<{sizes[0]}}  {tier:<{sizes[1]}}  {mean:>{sizes[2]}} " for name, tier, mean in rows

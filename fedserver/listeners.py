@@ -71,7 +71,8 @@ class Ports:
 def split_address(address: str) -> tuple[str, int]:
     """Return host and port of `HOST:PORT`; raise AddressError on another form."""
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
+    is_number = port.isascii() and port.isdigit()
+    if not separator or not host or not is_number or int(port) > 65535:
         raise AddressError(f"address {address!r}: expected HOST:PORT, e.g. 127.0.0.1:9400")
     return host, int(port)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from motley.logs import LogFormat, configure, in_words, listened_to
+from motley.logs import LogFormat, configure, in_words, listened_to, printable
 
 FIELDS: dict[str, Any] = {
     "ports": ["join 0.0.0.0:9401", "dashboard 127.0.0.1:9480"],
@@ -27,6 +27,13 @@ def _as_before() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+def test_a_terminals_commands_are_written_out() -> None:
+    assert in_words("a\x1b[2J\x9b1m\u202eb\r") == "a\\x1b[2J\\x9b1m\\u202eb"
+    assert in_words("kept\rovertyped") == "kept; overtyped"
+    assert in_words({"\x1b[2Jloss": 0.5}) == "\\x1b[2Jloss 0.5"
+    assert printable("two\n\tlines\x07") == "two\n\tlines\\x07"
 
 
 def test_people_read_words_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

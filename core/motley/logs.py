@@ -69,15 +69,25 @@ def in_words(value: object) -> object:
     'not valid: run.rounds: missing; clients: missing'
     """
     if isinstance(value, str):
-        # What others sent may hold a terminal's commands.
-        value = "".join(c if c.isprintable() or c in "\n\r\t" else repr(c)[1:-1] for c in value)
+        value = printable(value.replace("\r\n", "\n").replace("\r", "\n"))
         lines = [line.strip() for line in value.splitlines()]
-        return value if len(lines) < 2 else "; ".join(filter(None, lines)).replace(":; ", ": ")
+        if len(lines) < 2:
+            return value.rstrip("\n")
+        return "; ".join(filter(None, lines)).replace(":; ", ": ")
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_word(one)}" for name, one in value.items())
+        return ", ".join(f"{in_words(name)} {_word(one)}" for name, one in value.items())
     if isinstance(value, Sequence | Set) and not isinstance(value, bytes):
         return ", ".join(map(_word, value))
     return value
+
+
+def printable(text: str) -> str:
+    """Return a text with its terminal's commands, which others may have sent, written out.
+
+    >>> printable("no [red] here\x1b[2J")
+    'no [red] here\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _word(value: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
-from fedclient.errors import JoinError, RefusedError, UnreachableError
+from fedclient.errors import JoinError, OptionError, RefusedError, UnreachableError
 from fedclient.identity.store import Identity, IdentityStore, check_issued
 from motley.errors import IdentityError
 from motley.identity.certificates import certificate_to_pem, read_certificate
@@ -54,6 +54,7 @@ def join(
         JoinError: the server is not the one that made the token. Nothing secret was sent.
         RefusedError: the server does not take this token, or not for this name.
         UnreachableError: nobody answers.
+        OptionError: the address is none.
     """
     address = server or token.server
     authority = _authority(address, token, sleep)
@@ -99,6 +100,11 @@ def _leaf(address: str) -> bytes:
         raise UnreachableError(
             f"nobody answers at {address} ({error}); is the server running, and can this device "
             f"reach it? Another address of its join port: --server HOST:PORT"
+        ) from None
+    except ValueError:  # no port, or a host that cannot be asked for: "server..example"
+        raise OptionError(
+            f"{address!r} is no address: expected HOST:PORT with the host's name or IP address, "
+            f"e.g. --server 192.168.1.10:9401"
         ) from None
     return pem.encode()
 

@@ -89,8 +89,17 @@ def pause(error: grpc.aio.AioRpcError, backoff: Backoff) -> float:
         if key == _RETRY_AFTER:
             with contextlib.suppress(ValueError, TypeError):
                 told = float(value)
-    # `min` and `max` in this order also turn "nan" into 0.
-    return max(0.0, min(LONGEST_PAUSE, told)) + backoff.next()
+    return bounded(told) + backoff.next()
+
+
+def bounded(seconds: float) -> float:
+    """Return the seconds to wait where a server said so many: a number from 0 to LONGEST_PAUSE.
+
+    >>> bounded(float("inf")), bounded(float("nan")), bounded(-5.0)
+    (1800.0, 0.0, 0.0)
+    """
+    # `max` and `min` in this order also turn "nan" into 0: it is not greater than that.
+    return min(LONGEST_PAUSE, max(0.0, seconds))
 
 
 def raise_if_final(error: grpc.aio.AioRpcError, what: str) -> None:

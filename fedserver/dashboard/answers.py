@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from typing import Any
 
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.reader import Reader
+from fedserver.rounds.view import to_json
 
 MOST_KEPT = 32
 REST = 10.0
@@ -70,7 +70,7 @@ class Answers:
 
         def asked(engine: Engine) -> tuple[bytes, float]:
             begin = self._now()
-            body = json.dumps(question(engine, *arguments), separators=(",", ":")).encode()
+            body = to_json(question(engine, *arguments)).encode()
             return body, self._now() - begin
 
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -106,6 +107,8 @@ class EventFeed:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool | int | float) or value is None:
+    if isinstance(value, bool | int) or value is None:
+        return value
+    if isinstance(value, float) and math.isfinite(value):  # JSON has no word for others
         return value
     return str(in_words(value))[:LONGEST_VALUE]

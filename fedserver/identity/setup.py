@@ -78,6 +78,11 @@ def _parts(address: str) -> tuple[str, int]:
             host, port = head, tail
     host = host.strip("[]")
     usable = host.isascii() and host and not set(host) & set(" /@")
-    if not usable or (port and not (port.isdigit() and 0 < int(port) < 65535)) or len(host) > 253:
+    if not usable or (port and not _is_port(port)) or len(host) > 253:
         raise AddressError(f"--address {address!r}: expected HOST or HOST:PORT")
     return host, int(port or 0)
+
+
+def _is_port(text: str) -> bool:
+    # One below the highest: the join port is the next.
+    return text.isascii() and text.isdigit() and 0 < int(text) < 65535

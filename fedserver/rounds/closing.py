@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, bindparam, func, select, update
@@ -207,5 +208,7 @@ def mean_metrics(rows: Any) -> dict[str, float]:
             for row in sorted(rows, key=lambda r: str(r.client))
             if name in row.metrics
         ]
-        means[name] = sum(values) / (1 if name in RESERVED_METRICS else len(values))
+        mean = sum(values) / (1 if name in RESERVED_METRICS else len(values))
+        if math.isfinite(mean):  # values of 1e308 are, and their sum is not
+            means[name] = mean
     return means

@@ -342,6 +342,9 @@ class TaskDesk:
                     .values(excluded=f"{code}: {message}")
                 )
                 log.warning("client_excluded", run=row.run, client=client, code=code)
+            elif row.kind == "finish" and row.status == "offered":
+                # It was not taken since its last report, which comes again: its answer was lost.
+                return True
             elif self._may_try_again(row):
                 # Nobody else can make this client's model: it is offered again.
                 spec = {**row.spec, "failures": row.spec.get("failures", 0) + 1}
@@ -354,9 +357,8 @@ class TaskDesk:
         return known
 
     def _may_try_again(self, row: Any) -> bool:
-        is_open = row.status in ("offered", "taken")
         tries = row.spec.get("failures", 0) + 1
-        return bool(row.kind == "finish" and is_open and tries < FINISH_TRIES)
+        return bool(row.kind == "finish" and row.status == "taken" and tries < FINISH_TRIES)
 
     def _end(
         self,

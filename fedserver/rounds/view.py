@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, func, select
@@ -136,7 +137,7 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
             "workloads": row.capabilities["workloads"],
             "revoked": row.revoked or held.get(row.name, _NONE)["revoked"],
             "certificate_expires": held.get(row.name, _NONE)["certificate_expires"],
-            **row.profile,
+            **_finite(row.profile),  # as records of older versions may not be
         }
         for row in rows
     ]
@@ -376,6 +377,18 @@ def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | No
     }
 
 
-def to_json(record: dict[str, Any]) -> str:
-    """Return a record as one line of JSON."""
-    return json.dumps(record, separators=(",", ":"))
+def to_json(record: Any) -> str:
+    """Return a record as one line of JSON, which has no word for NaN and infinity: null."""
+    try:
+        return json.dumps(record, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(record), separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedserver.display import metrics_text
+from motley.logs import in_words
 from motley.task import TaskSpec
 
 
@@ -90,17 +91,17 @@ class Bar:
 
     def __init__(self, progress: Progress, name: str, rounds: int) -> None:
         self._progress, self._answers, self._said = progress, 0, ""
-        self._bar = progress.add_task(name, total=rounds, doing="preparing")
+        self._bar = progress.add_task(str(in_words(name)), total=rounds, doing="preparing")
 
     @classmethod
     def columns(cls) -> tuple[Any, ...]:
         """Return the columns of the display that it is shown in."""
         return (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[doing]}"),
+            TextColumn("{task.fields[doing]}", markup=False),
         )
 
     def answered(self, task: TaskSpec) -> None:
@@ -111,6 +112,6 @@ class Bar:
 
     def closed(self, found: Closed) -> None:
         """Show a round's figures."""
-        self._answers, self._said = 0, metrics_text(found.metrics)
+        self._answers, self._said = 0, str(in_words(metrics_text(found.metrics)))
         if found.kind == "train" and found.status == "closed":
             self._progress.update(self._bar, completed=found.round)

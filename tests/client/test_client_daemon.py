@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,10 @@ from client_cases import put_update, random_bytes
 from fake_server import FakeServer, run
 from structlog.testing import capture_logs
 
-from fedclient.daemon import warn_of_missing_data
+from fedclient.daemon import Daemon, warn_of_missing_data
 from fedclient.outbox import Outbox
 from fedclient.runner import WorkerRunner
+from fedclient.transfer.peer import LONGEST_PAUSE
 from motley.errors import WorkloadError
 from motley.wire.stubs import common_pb2 as pb
 
@@ -236,6 +240,29 @@ def test_the_daemon_waits_for_a_server_that_restarts(options, daemon):
             await server.until(lambda: len(server.check_ins) > seen)
             task = server.offer(workload="speech")
             await server.until(lambda: ended(server, task))
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("said", "waits"), [(math.inf, LONGEST_PAUSE), (math.nan, 0.05), (-5.0, 0.05), (0.5, 0.5)]
+)
+def test_a_server_cannot_send_a_client_away_for_ever(options, desk, said, waits):
+    async def body():
+        slept = []
+
+        async def sleep(seconds):
+            slept.append(seconds)
+            await asyncio.sleep(0.01)
+
+        server = await FakeServer(hold=said).start()
+        async with desk(options(server)) as made:
+            made = replace(made, peer=replace(made.peer, sleep=sleep))
+            running = asyncio.create_task(Daemon(made).run())
+            await server.until(lambda: slept)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert slept[0] == waits
 
     run(body)
 

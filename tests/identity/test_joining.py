@@ -10,7 +10,13 @@ import grpc
 import pytest
 from identity_cases import LOCAL, Proxy, Rig, free_port, scenario, tls_channel
 
-from fedclient.errors import CertificateError, JoinError, RefusedError, UnreachableError
+from fedclient.errors import (
+    CertificateError,
+    JoinError,
+    OptionError,
+    RefusedError,
+    UnreachableError,
+)
 from fedclient.identity.join import join
 from fedclient.identity.store import IdentityStore
 from fedserver.client import ControlError
@@ -227,6 +233,8 @@ def test_nobody_there_and_no_tls_are_said(tmp_path: Path) -> None:
     store = IdentityStore(tmp_path)
     with pytest.raises(UnreachableError, match="nobody answers"):
         join(token, "c0", store, f"127.0.0.1:{free_port()}")
+    with pytest.raises(OptionError, match=r"'server\.\.example:9401' is no address: expected HOST"):
+        join(token, "c0", store, "server..example:9401")
 
     async def body() -> None:
         async def hello(reader: Any, writer: asyncio.StreamWriter) -> None:

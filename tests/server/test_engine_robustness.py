@@ -215,6 +215,20 @@ def test_a_finish_task_that_fails_is_offered_again(bench: Bench) -> None:
     assert not bench.desk.report_result("c0", task.task_id, {"accuracy": 0.5}, 1.0)
 
 
+def test_a_failure_report_that_comes_again_is_no_further_try(bench: Bench) -> None:
+    _, names = started(bench, 2, rounds=1)
+    finish_round(bench, names)
+    task = bench.task("c0")
+    report = ("c0", task.task_id, "storage", "the disk is full")
+    assert not bench.desk.report_failure(*report, permanent=False)
+    for _ in range(2):
+        assert bench.desk.report_failure(*report, permanent=False)
+    bench.restart()
+    bench.arrive(*names)
+    assert bench.desk.report_failure(*report, permanent=False)
+    assert bench.task("c0").task_id == task.task_id
+
+
 def test_work_on_a_closed_task_is_known_to_be_over(bench: Bench) -> None:
     run_id, _ = started(bench, 2)
     task = bench.task("c0")

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from motley.logs import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -95,7 +97,7 @@ def _print(finding: Finding, console: Console) -> None:
     def wrapped(words: str, head: str) -> list[str]:
         # Words stay whole, paths among them: a terminal that folds them lets them be copied.
         return textwrap.wrap(
-            words,
+            printable(words),
             wide,
             initial_indent=f"{head:<{MARGIN - 1}} ",
             subsequent_indent=" " * MARGIN,
@@ -105,7 +107,7 @@ def _print(finding: Finding, console: Console) -> None:
 
     lines = wrapped(finding.found, f"{verdict:<8} {finding.what}")
     lines += wrapped(finding.do + ":" * bool(finding.commands), "") if finding.do else []
-    lines += [f"  {command}" for command in finding.commands]
+    lines += [f"  {printable(command)}" for command in finding.commands]
     text = Text("\n".join(lines))
     text.stylize(COLOURS[finding.verdict], 0, len(verdict))
     console.print(text, soft_wrap=True)
