@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy import Engine as SqlEngine
 from structlog.stdlib import get_logger
@@ -148,7 +149,8 @@ class Registry:
     def enrol(self, token_id: bytes, secret: bytes, name: str, request: bytes) -> Issued:
         """Sign a certificate for a device that shows a token.
 
-        Asked again with the same token, name and key it signs again and uses up nothing.
+        Asked again with the same token, name and key it gives the same certificate again, while
+        that is fresh, and uses up nothing.
 
         Raises:
             TokenError: unknown, run out, used up, revoked, or for another client.
@@ -160,6 +162,8 @@ class Registry:
         with self._database.begin() as tx:
             token = self._token(tx, token_id, secret, name)
             replaced = False
+            if again := self._signed_before(tx, name, key, token.id):
+                return Issued(certificate=again)
             if not self._asked_before(tx, token.id, name, public_key_sha256(key)):
                 if token.uses_left <= 0:
                     raise TokenError(
@@ -243,11 +247,9 @@ class Registry:
         key = requested_key(request)
         digest = public_key_sha256(key)
         with self._database.begin() as tx:
+            if again := self._signed_before(tx, name, key):
+                return Issued(certificate=again)
             held = self._held(tx, name)
-            for known in held.get(digest, ()):
-                if known.not_before <= self._clock.wall() < known.renew_at:
-                    log.info("certificate_given_again", client=name)
-                    return Issued(certificate=self.authority.sign_again(known, key))
             # Keys count, not certificates: a device that asks again is not locked out by that.
             if digest not in held and len(held) >= MOST_CERTIFICATES:
                 raise CertificateLimitError(
@@ -259,15 +261,26 @@ class Registry:
         log.info("certificate_renewed", client=name)
         return Issued(certificate=signed)
 
-    def _held(self, tx: Connection, name: str) -> dict[str, list[Certificate]]:
-        """Return a client's certificates that are valid, by the hash of their key."""
+    def _signed_before(
+        self, tx: Connection, name: str, key: ec.EllipticCurvePublicKey, token: str = ""
+    ) -> bytes | None:
+        """Return a fresh certificate of this key once more, if one was signed (for a token)."""
+        for known, signed_for in self._held(tx, name).get(public_key_sha256(key), ()):
+            is_fresh = known.not_before <= self._clock.wall() < known.renew_at
+            if is_fresh and token in ("", signed_for):
+                log.info("certificate_given_again", client=name)
+                return self.authority.sign_again(known, key)
+        return None
+
+    def _held(self, tx: Connection, name: str) -> dict[str, list[tuple[Certificate, str]]]:
+        """Return a client's valid certificates and the tokens they are of, by hash of the key."""
         rows = select(certificates).where(
             certificates.c.role == CLIENT,
             certificates.c.name == name,
             certificates.c.revoked == "",
             certificates.c.not_after > self._clock.wall(),
         )
-        held: dict[str, list[Certificate]] = {}
+        held: dict[str, list[tuple[Certificate, str]]] = {}
         for row in tx.execute(rows):
             found = Certificate(
                 role=row.role,
@@ -276,7 +289,7 @@ class Registry:
                 not_before=row.not_before,
                 not_after=row.not_after,
             )
-            held.setdefault(row.key_sha256, []).append(found)
+            held.setdefault(row.key_sha256, []).append((found, row.token))
         return held
 
     def _put_on_record(
@@ -324,6 +337,8 @@ class Registry:
                 .where(*mine, certificates.c.revoked == "")
                 .values(revoked=reason)
             )
+            # A token made for this name would let the same device in again.
+            tx.execute(update(join_tokens).where(join_tokens.c.client == name).values(revoked=True))
             known = tx.execute(select(certificates.c.serial).where(*mine)).first() is not None
             if not (marked.rowcount or known):
                 raise IdentityError(f"no client is called {name!r}; see `fedserver clients`")
