@@ -143,6 +143,23 @@ def test_an_upload_from_which_nothing_comes_is_ended_and_frees_its_slot(tmp_path
     asyncio.run(main())
 
 
+def test_an_empty_frame_ends_an_upload_and_frees_its_slot(tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = TransferRig(tmp_path, 1, limits=Limits(transfers=1))
+        async with rig.serving() as address, rig.client(address) as (peer, _):
+            call = peer.stub.Upload()
+            await call.write(opening(rig, "c0"))
+            await call.read()
+            await call.write(piece(b"", 0, 0))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asyncio.wait_for(call.read(), 10)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "[protocol] a frame of 0 bytes" in (caught.value.details() or "")
+            await until(lambda: rig.service.turns.moving == 0, "its slot is free")
+
+    asyncio.run(main())
+
+
 def test_a_download_that_nobody_reads_is_ended_and_frees_its_slot(tmp_path: Path) -> None:
     async def main() -> None:
         limits = Limits(transfers=1, idle_seconds=0.5)
