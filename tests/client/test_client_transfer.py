@@ -113,6 +113,31 @@ def test_damaged_frames_are_asked_for_again_and_given_up_at_last(options, desk):
     run(body)
 
 
+def test_damage_with_progress_between_never_gives_a_download_up(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload
+        server.damage_every = 5
+        async with desk(options(server)) as made:
+            assert (await fetch(made, payload)).read_bytes() == payload
+        assert len(server.down_offsets) > 2 * DAMAGED_ATTEMPTS
+
+    run(body)
+
+
+def test_a_payload_that_is_whole_and_wrong_is_given_up_though_its_link_breaks(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload[::-1]
+        server.break_after.extend([20 * FRAME] * 100)
+        async with desk(options(server)) as made:
+            with pytest.raises(TransferError, match=f"damaged {DAMAGED_ATTEMPTS} times"):
+                await fetch(made, payload)
+        assert server.down_offsets.count(0) == DAMAGED_ATTEMPTS
+
+    run(body)
+
+
 def test_a_payload_the_server_does_not_have_ends_the_download(options, desk):
     async def body():
         server = await FakeServer().start()
