@@ -13,6 +13,7 @@ import pytest
 from client_cases import put_update, random_bytes
 from fake_server import FRAME, FakeServer, run
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from fedclient.desk import send
 from fedclient.errors import TransferError
@@ -253,6 +254,20 @@ def test_work_cut_short_is_removed_from_the_outbox(tmp_path):
     shorter.payload.write_bytes(b"trunc")
     assert outbox.recover() == [kept]
     assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_names_that_no_task_has_are_left_alone_in_the_outbox(tmp_path):
+    outbox = Outbox(tmp_path)
+    kept = put_update(outbox, b"whole", "done")
+    (tmp_path / ".DS_Store").write_bytes(b"a file manager's")
+    (tmp_path / "copy of done").mkdir()
+    with capture_logs() as logs:
+        assert outbox.recover() == [kept]
+    assert {path.name for path in tmp_path.iterdir()} == {"done", ".DS_Store", "copy of done"}
+    assert [(entry["event"], entry["name"]) for entry in logs] == [
+        ("outbox_entry_skipped", ".DS_Store"),
+        ("outbox_entry_skipped", "copy of done"),
+    ]
 
 
 def test_an_update_that_the_disk_spoiled_is_not_sent_for_ever(options, desk):
