@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from structlog.stdlib import get_logger
 
 from fedclient.disk import Disk
+from fedclient.errors import StorageError
 from fedclient.protocol import Metrics
 from fedclient.state import file_word
 
@@ -87,10 +88,17 @@ class Outbox:
         self._disk.remove(folder)
 
     def recover(self) -> list[Update]:
-        """Return what waits to be sent, oldest first; remove work that was cut short."""
+        """Return what waits to be sent, oldest first; remove work that was cut short.
+
+        What others put here under a name that no task has, such as `.DS_Store`, stays.
+        """
         found = []
         for folder in sorted(self._directory.iterdir()):
-            update = self.find(folder.name)
+            try:
+                update = self.find(folder.name)
+            except StorageError:
+                log.info("outbox_entry_skipped", name=folder.name, reason="no task id")
+                continue
             if update is None:
                 log.info("outbox_entry_dropped", task=folder.name, reason="incomplete")
                 self._disk.remove(folder)

@@ -23,7 +23,7 @@ from motley.wire.stubs import common_pb2, federation_pb2
 log = get_logger()
 
 DAMAGED_ATTEMPTS = 5
-"""Damaged payloads in a row after which the task is given up."""
+"""Damaged frames or payloads in a row, with no progress between, that give up the task."""
 
 
 async def download(
@@ -43,13 +43,15 @@ async def download(
     if await asyncio.to_thread(_is_held, target, ref):
         log.debug("download_held", task=task_id, payload=target.name)
         return target
-    backoff, damaged, seen = peer.backoff(), 0, -1
+    backoff, damaged, seen, furthest = peer.backoff(), 0, -1, -1
     while True:
         try:
             with FrameWriter(target, ref.size) as writer:
                 if writer.received > seen:
                     backoff.reset()  # the link moves: progress is never punished
                 seen = writer.received
+                if seen > furthest:  # a payload that was whole and wrong may come again so far
+                    damaged, furthest = 0, seen
                 await _attempt(peer, ref, task_id, writer, link)
                 return await asyncio.to_thread(_finish, writer, ref.sha256)
         except grpc.aio.AioRpcError as error:

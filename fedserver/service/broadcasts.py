@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from fedserver.service.transfers import FileThreads
+from motley.waiting import settled
 from motley.wire import Frame
 from motley.wire.framing import pack_frame
 
@@ -42,7 +44,7 @@ class Broadcasts:
 
         Files are named by their digests, so that one name has one content.
         """
-        file = await files(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+        file = await _opened(path, files)
         with self._lock:
             self._readers += 1
         try:
@@ -71,3 +73,14 @@ class Broadcasts:
             while self._bytes > self._most:
                 self._bytes -= len(self._held.popitem(last=False)[1])
         return packed
+
+
+async def _opened(path: Path, files: FileThreads) -> int:
+    """Return a handle of a file; whoever is cancelled while it opens leaves none behind."""
+    opening = files.start(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return await settled(opening)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            await files(os.close, opening.result())
+        raise

@@ -112,9 +112,10 @@ class Intake:
             return None
         if not isinstance(message, Frame):
             raise ProtocolError("an upload is opened once, then consists of frames")
-        if len(message.data) > LARGEST_FRAME:
+        # No client has use for an empty one, which would keep its slot without a byte.
+        if not 0 < len(message.data) <= LARGEST_FRAME:
             raise ProtocolError(
-                f"a frame of {len(message.data)} bytes; expected up to {LARGEST_FRAME}"
+                f"a frame of {len(message.data)} bytes; expected 1 to {LARGEST_FRAME}"
             )
         return message
 

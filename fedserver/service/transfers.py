@@ -16,7 +16,8 @@ T = TypeVar("T")
 LARGEST_FRAME = 1 << 20
 SMALLEST_FRAME = 16 * 1024
 SIGN_OF_LIFE_SECONDS = 15.0
-"""A transfer that waits for its turn hears from the server so often."""
+"""A transfer that waits for its turn, or whose update is checked, hears from the server so often:
+well within the 60 s after which a client breaks off."""
 
 
 class Turns:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedserver.errors import CrowdedError, ProtocolError
 from fedserver.rounds.standing import Standing
@@ -16,10 +17,13 @@ from fedserver.service.gathered import Gathered
 from fedserver.service.intake import Intake, Requests
 from fedserver.service.limits import Caller
 from fedserver.service.requests import checked_metrics, checked_seconds
+from fedserver.service.transfers import SIGN_OF_LIFE_SECONDS
 from motley.errors import UpdateError
 from motley.waiting import settled
 from motley.wire import FrameWriter
 from motley.wire.stubs import federation_pb2
+
+T = TypeVar("T")
 
 PENDING_SECONDS = 60.0
 """A client with too many unfinished updates is told to come back after so long."""
@@ -133,11 +137,15 @@ class Uploads:
             await reply(federation_pb2.UploadReply(acknowledged=writer.received))
             await self._to.quota.spend(opening.name, count)
 
-        try:
+        async def acknowledge() -> None:
             await reply(federation_pb2.UploadReply(acknowledged=writer.received))
+
+        try:
+            await acknowledge()
             if not await intake.run(written):
                 return  # broken off; what came stays for the next try
-            receipt = await self._settle(opening, ticket, writer, received)
+            settling = self._settle(opening, ticket, writer, received)
+            receipt = await _with_signs_of_life(settling, acknowledge)
             await self._to.files(self._to.payloads.drop_incoming, ticket.task_id)
         finally:
             writer.close()
@@ -210,6 +218,25 @@ class Uploads:
             if len(updates) == 1:
                 return [error]
             return [receipt for one in updates for receipt in self._accept_all([one])]
+
+
+async def _with_signs_of_life(
+    work: Coroutine[Any, Any, T], tell: Callable[[], Awaitable[None]]
+) -> T:
+    """Return what work comes to that may outlast the client's patience; `tell` it meanwhile.
+
+    A client that heard nothing would break off, which ends the work, and bring it all about anew.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({working}, timeout=SIGN_OF_LIFE_SECONDS))[0]:
+            await tell()
+    except BaseException:
+        working.cancel()
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await settled(working)
+        raise
+    return working.result()
 
 
 def _check_size(opening: federation_pb2.UploadOpen, ticket: Ticket) -> None:

@@ -47,6 +47,8 @@ class PayloadStore:
         self._reserve = reserve
         self._lock = threading.Lock()
         self._claims: Counter[str] = Counter()
+        self._coming: dict[str, tuple[Path, int]] = {}
+        """Partial files, and the sizes they will have, of claimed tasks' uploads."""
         self._suspects: set[str] = set()
         self._doomed: set[str] = set()
         self._synced: set[Path] = set()
@@ -61,13 +63,20 @@ class PayloadStore:
         return self._payloads / sha256[:2] / sha256
 
     def require(self, size: int) -> None:
-        """Raise StorageError unless `size` bytes and the reserve are free."""
+        """Raise StorageError unless `size` bytes are free beside the reserve and uploads' share."""
+        with self._lock:
+            self._require(size)
+
+    def _require(self, size: int) -> None:
+        # Before the free space: what comes in between is counted twice rather than not at all.
+        coming = sum(max(0, whole - _length(partial)) for partial, whole in self._coming.values())
         found = os.statvfs(self._payloads)
         free = found.f_bavail * found.f_frsize
-        if free < size + self._reserve:
+        if free < size + coming + self._reserve:
             raise StorageError(
-                f"{size:,} bytes are needed and {self._reserve:,} kept in reserve (--reserve), "
-                f"but the disk of {self._payloads.parent} has {free:,} free"
+                f"{size:,} bytes are needed, {coming:,} yet to come in other uploads and "
+                f"{self._reserve:,} kept in reserve (--reserve), but the disk of "
+                f"{self._payloads.parent} has {free:,} free"
             )
 
     # --- uploads under way -------------------------------------------------------------------
@@ -79,6 +88,8 @@ class PayloadStore:
 
     def begin_incoming(self, task_id: str, sha256: str, size: int) -> Path:
         """Return `incoming` for a new attempt; what came of other bytes of this task goes.
+
+        While the task is claimed, no other upload is given the space that this one will take.
 
         Raises:
             StorageError: too little space for the bytes that are missing.
@@ -95,7 +106,11 @@ class PayloadStore:
                 partial.unlink()
                 found = 0
         if found < size:
-            self.require(size - found)
+            with self._lock:
+                self._coming.pop(task_id, None)
+                self._require(size - found)
+                if task_id in self._claims:
+                    self._coming[task_id] = (partial, size)
         return target
 
     def drop_incoming(self, task_id: str, *, but: Path | None = None) -> None:
@@ -189,6 +204,7 @@ class PayloadStore:
                 self._claims[key] -= 1
                 if not self._claims[key]:
                     del self._claims[key]
+                    self._coming.pop(key, None)
 
     def suspect(self, digests: Iterable[str]) -> None:
         """Note payloads that may have become of no use; `""` is none."""
@@ -226,6 +242,13 @@ class PayloadStore:
     def stored(self) -> set[str]:
         """Return the digests of all payloads that lie here."""
         return {path.name for folder in self._payloads.iterdir() for path in folder.iterdir()}
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # nothing came yet
+        return 0
 
 
 def _remove(path: Path) -> None:

@@ -48,6 +48,8 @@ class FakeServer(FederationServicer):
     break_after: deque[int] = field(default_factory=deque)
     """Bytes after which the next streams break, in both directions; empty: none breaks."""
     damage_frames: int = 0
+    damage_every: int = 0
+    """Of so many frames that go down one is damaged; 0: none."""
     out_of_range: int = 0
     """So many downloads are refused for their offset."""
     final: grpc.StatusCode | None = None
@@ -68,6 +70,7 @@ class FakeServer(FederationServicer):
     def __post_init__(self) -> None:
         self._server: grpc.aio.Server | None = None
         self._changed = asyncio.Event()
+        self._sent = 0
 
     @property
     def address(self) -> str:
@@ -151,6 +154,9 @@ class FakeServer(FederationServicer):
             crc = zlib.crc32(piece)
             if self.damage_frames:
                 self.damage_frames -= 1
+                crc ^= 1
+            self._sent += 1
+            if self.damage_every and self._sent % self.damage_every == 0:
                 crc ^= 1
             yield pb.Frame(offset=at, data=piece, crc32=crc)
             at += len(piece)

@@ -13,6 +13,7 @@ import pytest
 from client_cases import put_update, random_bytes
 from fake_server import FRAME, FakeServer, run
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from fedclient.desk import send
 from fedclient.errors import TransferError
@@ -109,6 +110,31 @@ def test_damaged_frames_are_asked_for_again_and_given_up_at_last(options, desk):
             server.damage_frames = 10**6
             with pytest.raises(TransferError, match=f"damaged {DAMAGED_ATTEMPTS} times"):
                 await fetch(made, other)
+
+    run(body)
+
+
+def test_damage_with_progress_between_never_gives_a_download_up(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload
+        server.damage_every = 5
+        async with desk(options(server)) as made:
+            assert (await fetch(made, payload)).read_bytes() == payload
+        assert len(server.down_offsets) > 2 * DAMAGED_ATTEMPTS
+
+    run(body)
+
+
+def test_a_payload_that_is_whole_and_wrong_is_given_up_though_its_link_breaks(options, desk):
+    async def body():
+        server, payload = await FakeServer().start(), random_bytes(SIZE)
+        server.payloads[ref(payload).sha256] = payload[::-1]
+        server.break_after.extend([20 * FRAME] * 100)
+        async with desk(options(server)) as made:
+            with pytest.raises(TransferError, match=f"damaged {DAMAGED_ATTEMPTS} times"):
+                await fetch(made, payload)
+        assert server.down_offsets.count(0) == DAMAGED_ATTEMPTS
 
     run(body)
 
@@ -228,6 +254,20 @@ def test_work_cut_short_is_removed_from_the_outbox(tmp_path):
     shorter.payload.write_bytes(b"trunc")
     assert outbox.recover() == [kept]
     assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_names_that_no_task_has_are_left_alone_in_the_outbox(tmp_path):
+    outbox = Outbox(tmp_path)
+    kept = put_update(outbox, b"whole", "done")
+    (tmp_path / ".DS_Store").write_bytes(b"a file manager's")
+    (tmp_path / "copy of done").mkdir()
+    with capture_logs() as logs:
+        assert outbox.recover() == [kept]
+    assert {path.name for path in tmp_path.iterdir()} == {"done", ".DS_Store", "copy of done"}
+    assert [(entry["event"], entry["name"]) for entry in logs] == [
+        ("outbox_entry_skipped", ".DS_Store"),
+        ("outbox_entry_skipped", "copy of done"),
+    ]
 
 
 def test_an_update_that_the_disk_spoiled_is_not_sent_for_ever(options, desk):

@@ -41,6 +41,12 @@ def scenario(body: Callable[[FileThreads], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def open_files(path: Path) -> list[str]:
+    """Return this process's handles of a file, or of those under a folder."""
+    handles = Path("/proc/self/fd").iterdir()
+    return [str(h) for h in handles if os.path.realpath(h).startswith(str(path))]
+
+
 def test_a_frame_is_read_once_for_all(payload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     real = os.pread
@@ -134,6 +140,29 @@ def test_readers_on_many_threads_get_their_own_bytes(payload: Path) -> None:
     scenario(body)
 
 
+def test_a_download_that_breaks_off_before_its_file_is_open_leaves_no_handle(payload: Path) -> None:
+    broadcasts, go_on = Broadcasts(), threading.Event()
+
+    async def read(files: FileThreads) -> None:
+        async with broadcasts.reading(payload, files):
+            pass
+
+    async def body(files: FileThreads) -> None:
+        busy = [files.start(go_on.wait, 60) for _ in range(4)]
+        reads = [asyncio.create_task(read(files)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for broken in reads:
+            broken.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        ended = await asyncio.gather(*reads, return_exceptions=True)
+        assert all(isinstance(error, asyncio.CancelledError) for error in ended)
+        await asyncio.gather(*busy)
+
+    scenario(body)
+    assert open_files(payload) == []
+
+
 def test_a_server_that_stops_lets_a_download_close_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,10 +179,6 @@ def test_a_server_that_stops_lets_a_download_close_its_file(
         go_on.set()
         await real_close(service)
 
-    def open_payloads() -> list[str]:
-        handles = Path("/proc/self/fd").iterdir()
-        return [str(h) for h in handles if str(tmp_path) in os.path.realpath(h)]
-
     async def main() -> None:
         async with running(tmp_path / "data") as rig:
             await rig.operator("submit", runfile(clients=1, rounds=1), "test")
@@ -168,4 +193,4 @@ def test_a_server_that_stops_lets_a_download_close_its_file(
         asyncio.run(main())
     assert reading.is_set()
     assert [entry for entry in logs if entry["event"] == "call_failed"] == []
-    assert open_payloads() == []
+    assert open_files(tmp_path) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -10,9 +12,12 @@ import grpc
 import pytest
 from transfer_rig import MIB, TransferRig, until
 
-from fedserver.service import transfers
+from fedclient.transfer.upload import upload
+from fedserver.rounds.tasks import Findings, Ticket
+from fedserver.service import transfers, uploads
 from fedserver.service.limits import Limits
 from fedserver.service.transfers import FrameMemory, Turns
+from motley.errors import UpdateError
 from motley.wire.stubs import common_pb2, federation_pb2
 
 
@@ -138,6 +143,23 @@ def test_an_upload_from_which_nothing_comes_is_ended_and_frees_its_slot(tmp_path
     asyncio.run(main())
 
 
+def test_an_empty_frame_ends_an_upload_and_frees_its_slot(tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = TransferRig(tmp_path, 1, limits=Limits(transfers=1))
+        async with rig.serving() as address, rig.client(address) as (peer, _):
+            call = peer.stub.Upload()
+            await call.write(opening(rig, "c0"))
+            await call.read()
+            await call.write(piece(b"", 0, 0))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asyncio.wait_for(call.read(), 10)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "[protocol] a frame of 0 bytes" in (caught.value.details() or "")
+            await until(lambda: rig.service.turns.moving == 0, "its slot is free")
+
+    asyncio.run(main())
+
+
 def test_a_download_that_nobody_reads_is_ended_and_frees_its_slot(tmp_path: Path) -> None:
     async def main() -> None:
         limits = Limits(transfers=1, idle_seconds=0.5)
@@ -154,6 +176,69 @@ def test_a_download_that_nobody_reads_is_ended_and_frees_its_slot(tmp_path: Path
                 async for frame in other.stub.Download(asked(rig, "c1")):
                     size += len(frame.data)
             assert size == rig.size
+
+    asyncio.run(main())
+
+
+def test_an_update_whose_check_outlasts_the_clients_patience_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "SIGN_OF_LIFE_SECONDS", 0.1)
+    checks, real = [], uploads.check_update
+
+    def slow(path: Path, ticket: Ticket) -> Findings:
+        checks.append(path)
+        time.sleep(2.5)
+        return real(path, ticket)
+
+    monkeypatch.setattr(uploads, "check_update", slow)
+
+    async def main() -> None:
+        rig = TransferRig(tmp_path, 1)
+        async with (
+            rig.serving() as address,
+            rig.client(address, idle_seconds=1.0) as (peer, link),
+        ):
+            receipt = await asyncio.wait_for(upload(peer, rig.update(), link), 30)
+            assert receipt.status == federation_pb2.UPDATE_STATUS_ACCEPTED
+            assert (len(checks), len(rig.desk.accepted)) == (1, 1)
+
+    asyncio.run(main())
+
+
+def test_a_check_whose_client_went_away_ends_before_its_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "SIGN_OF_LIFE_SECONDS", 0.05)
+    checking, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(path: Path, ticket: Ticket) -> Findings:
+        checking.set()
+        go_on.wait(60)
+        ended.set()
+        raise UpdateError("told too late for anybody to hear")
+
+    monkeypatch.setattr(uploads, "check_update", slow)
+
+    async def main() -> None:
+        rig = TransferRig(tmp_path, 1)
+        data = rig.payload.read_bytes()
+        async with rig.serving() as address, rig.client(address) as (peer, _):
+            call = peer.stub.Upload()
+            await call.write(opening(rig, "c0"))
+            await call.read()
+            for at in range(0, rig.size, MIB):
+                await call.write(piece(data, at, MIB))
+            await asyncio.to_thread(checking.wait, 60)
+            call.cancel()
+            await asyncio.sleep(0.3)
+            assert len(rig.service._calls) == rig.service.turns.moving == 1
+            go_on.set()
+            await until(lambda: not rig.service._calls, "the call ends")
+            assert ended.is_set()
+            assert rig.service.turns.moving == 0
+            assert [path.suffix for path in (tmp_path / "server/incoming").iterdir()] == [".part"]
+            assert rig.desk.accepted == []
 
     asyncio.run(main())
 
