@@ -50,14 +50,7 @@ def begin(
         # Who takes part must not hang on who reconnects first after a restart.
         found = f"{len(candidates)} of {len(enrolled)} clients are back after the restart"
         return _wait(tx, run, f"round {number}: {found}")
-    failed_before = set(
-        tx.scalars(
-            select(tasks.c.client).where(
-                tasks.c.round_id.in_([r.id for r in earlier]),
-                tasks.c.status.in_(("failed", "late")),
-            )
-        )
-    )
+    failed_before = _failed_in(tx, [r.id for r in earlier if r.id > run.retry_from])
     goal = max(minimum, rules.goal(len(enrolled)))
     fresh = [m for m in candidates if m.name not in failed_before]
     if len(fresh) >= max(1, minimum):
@@ -82,6 +75,19 @@ def begin(
     if run.reason:
         tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     return True
+
+
+def _failed_in(tx: Connection, attempts: Sequence[int]) -> set[str]:
+    """Return the clients that failed or were too slow in these attempts at a round.
+
+    Who sent in time did neither, although an abandoned round has no use for the update.
+    """
+    failed = select(tasks.c.client).where(
+        tasks.c.round_id.in_(attempts),
+        tasks.c.status.in_(("failed", "late")),
+        tasks.c.spec["receipt"].as_string().is_distinct_from("accepted"),
+    )
+    return set(tx.scalars(failed))
 
 
 def _add_round(
