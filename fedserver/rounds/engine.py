@@ -27,6 +27,7 @@ from fedserver.errors import UnknownRunError
 from fedserver.rounds import closing, opening, schedule
 from fedserver.rounds.clock import Clock, SystemClock
 from fedserver.rounds.context import RunContext
+from fedserver.rounds.exclusion import revoked_names
 from fedserver.rounds.jobs import FoldJob, HeldOutJob, Job, OpenJob, PrepareJob
 from fedserver.rounds.membership import frozen, refusal
 from fedserver.rounds.presence import Arrival, Presence
@@ -334,6 +335,8 @@ class Engine:
         """
         context = self.context(tx, row.id)
         here = self.presence.here(self.clock.monotonic())
+        for name in revoked_names(tx) & here.keys():
+            del here[name]  # shut out a moment ago, and its connection not ended yet
         refused = {name: why for name, a in here.items() if (why := refusal(context, a))}
         able = [arrival for name, arrival in here.items() if name not in refused]
         expected = context.runfile.clients.expected
