@@ -37,6 +37,10 @@ def begin(
         )
     ).all()
     attempt = len(earlier)
+    if kind == "evaluate" and context.is_private:
+        # The server's own data alone: what clients score is theirs. Nobody need be there.
+        _add_round(engine, tx, run, context, kind, number, attempt, 0, 0)
+        return True
     enrolled = enrolled_members(tx, run.id, context)
     rules = context.runfile.clients
     minimum = rules.minimum if kind == "train" else 0
@@ -66,14 +70,10 @@ def begin(
     rng = numpy_generator(context.runfile.run.seed, "select", kind, number, attempt)
     moment = moment_of(tx, run, context, max(1, number))
     cohort = context.algorithm.select(candidates, int(wanted), rng, moment)
-    if kind == "evaluate" and context.is_private:
-        cohort = []  # the server's own data alone: what clients score is theirs
     round_id = _add_round(
         engine, tx, run, context, kind, number, attempt, min(goal, len(cohort)), minimum
     )
     add_tasks(tx, run, context, cohort, moment, kind, attempt, round_id)
-    if run.reason:
-        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     return True
 
 
@@ -102,6 +102,8 @@ def _add_round(
     minimum: int,
 ) -> int:
     """Put a round on record, whose broadcasts are to be encoded yet; return its id."""
+    if run.reason:
+        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     section = context.runfile.round if kind == "train" else context.runfile.evaluate
     inserted = tx.execute(
         insert(rounds).values(
