@@ -14,7 +14,7 @@ class DataDirectoryError(MotleyError):
 
 
 class UnknownRunError(MotleyError):
-    """No run has this id or name."""
+    """No run has this id or name, or more than one has an id that begins so."""
 
     code = "unknown_run"
     number = "M1201"

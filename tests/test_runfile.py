@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from motley.errors import RunFileError
@@ -67,6 +69,30 @@ def test_faults_name_the_field(old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(RunFileError, match=message):
         parse(GOOD.replace(old, new, 1), "run.toml")
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    ("old", "field"),
+    [
+        ("[settings]", "round.deadline_seconds"),
+        ("[settings]", "evaluate.deadline_seconds"),
+        ("[settings]", "workload.arguments.limit"),
+        ("learning_rate = 0.05", "settings.learning_rate"),
+        ("learning_rate = 0.01", "tiers.0.settings.learning_rate"),
+        ("memory_gib_below = 4", "tiers.0.when.memory_gib_below"),
+    ],
+)
+def test_numbers_are_finite(old: str, field: str, value: str) -> None:
+    """JSON has neither infinity nor what is no number."""
+    section, _, name = field.rpartition(".")
+    new = f"{name} = {value}"
+    if old == "[settings]":
+        new = f"[{section}]\n{new}\n\n{old}"
+    with pytest.raises(RunFileError) as caught:
+        parse(GOOD.replace(old, new, 1))
+    (line,) = re.findall(rf"{re.escape(field)}.*", str(caught.value))
+    assert line == f"{field}: Input should be a finite number (got {value})"
 
 
 def test_all_faults_are_named_at_once() -> None:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -32,10 +34,20 @@ else:
     import tomli as tomllib
 
 Bits = Annotated[int, Field(description="1 to 8, or 32 for full precision")]
-PlainValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | str
 FEWEST_ROBUST = 3
 """Updates of a round below which a median or trimmed mean protects from nobody."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("Input should be a finite number")
+    return value
+
+
+PlainValue = Annotated[
+    bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | str, BeforeValidator(_finite)
+]
 
 
 def _check_bits(**widths: int) -> None:
@@ -47,7 +59,7 @@ def _check_bits(**widths: int) -> None:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Run(_Section):

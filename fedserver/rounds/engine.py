@@ -23,10 +23,11 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy import Engine as SqlEngine
 from structlog.stdlib import get_logger
 
-from fedserver.errors import UnknownRunError
 from fedserver.rounds import closing, opening, schedule
 from fedserver.rounds.clock import Clock, SystemClock
 from fedserver.rounds.context import RunContext
+from fedserver.rounds.exclusion import revoked_names
+from fedserver.rounds.finding import find_run
 from fedserver.rounds.jobs import FoldJob, HeldOutJob, Job, OpenJob, PrepareJob
 from fedserver.rounds.membership import frozen, refusal
 from fedserver.rounds.presence import Arrival, Presence
@@ -41,8 +42,6 @@ ENDED = ("finished", "stopped", "failed")
 MOST_CONTEXTS = 16
 """Parsed runs that are kept in memory."""
 MOST_NAMED = 20
-SUGGESTED = 100
-"""Newest runs among whose names the one that was meant is looked for."""
 """Clients whose refusal is told in a waiting run's reason; of more, how many there are."""
 _WAITING = select(runs.c.id, runs.c.name, runs.c.status, runs.c.reason).where(
     runs.c.status.in_(("waiting", "running"))
@@ -271,17 +270,8 @@ class Engine:
         return self._contexts[run_id]
 
     def find(self, tx: Connection, run: str) -> Any:
-        """Return the row of a run by id, unique prefix of an id, or name (the newest)."""
-        for condition in (runs.c.id == run, runs.c.name == run, runs.c.id.startswith(run)):
-            row = tx.execute(select(runs).where(condition).order_by(runs.c.sequence.desc())).first()
-            if run and row is not None:
-                return row
-        newest = select(runs.c.name).order_by(runs.c.sequence.desc()).limit(SUGGESTED)
-        known = tuple(dict.fromkeys(tx.scalars(newest)))
-        raise UnknownRunError(
-            f"no run has the id or name {run!r}; the newest are "
-            f"{', '.join(known[:5]) or 'none yet'}{did_you_mean(run, known)}"
-        )
+        """Return the row of the run that an operator means."""
+        return find_run(tx, run)
 
     def forget(self, run_id: str) -> None:
         """Read a run's file anew when it is next needed."""
@@ -334,6 +324,8 @@ class Engine:
         """
         context = self.context(tx, row.id)
         here = self.presence.here(self.clock.monotonic())
+        for name in revoked_names(tx) & here.keys():
+            del here[name]  # shut out a moment ago, and its connection not ended yet
         refused = {name: why for name, a in here.items() if (why := refusal(context, a))}
         able = [arrival for name, arrival in here.items() if name not in refused]
         expected = context.runfile.clients.expected

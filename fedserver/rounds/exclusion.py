@@ -62,6 +62,11 @@ def take_back(tx: Connection, client: str) -> None:
         )
 
 
+def revoked_names(tx: Connection) -> set[str]:
+    """Return the clients that are shut out."""
+    return set(tx.scalars(select(clients.c.name).where(clients.c.revoked != "")))
+
+
 def keep_out(tx: Connection, run_id: str) -> None:
     """Exclude the members of a run that goes on who are revoked; older reasons are not lost."""
     revoked = select(clients.c.name, clients.c.revoked).where(clients.c.revoked != "")

@@ -38,6 +38,10 @@ def begin(
         )
     ).all()
     attempt = len(earlier)
+    if kind == "evaluate" and context.is_private:
+        # The server's own data alone: what clients score is theirs. Nobody need be there.
+        _add_round(engine, tx, run, context, kind, number, attempt, 0, 0)
+        return True
     enrolled = enrolled_members(tx, run.id, context)
     rules = context.runfile.clients
     minimum = rules.minimum if kind == "train" else 0
@@ -51,14 +55,7 @@ def begin(
         # Who takes part must not hang on who reconnects first after a restart.
         found = f"{len(candidates)} of {len(enrolled)} clients are back after the restart"
         return _wait(tx, run, f"round {number}: {found}")
-    failed_before = set(
-        tx.scalars(
-            select(tasks.c.client).where(
-                tasks.c.round_id.in_([r.id for r in earlier]),
-                tasks.c.status.in_(("failed", "late")),
-            )
-        )
-    )
+    failed_before = _failed_in(tx, [r.id for r in earlier if r.id > run.retry_from])
     goal = max(minimum, rules.goal(len(enrolled)))
     fresh = [m for m in candidates if m.name not in failed_before]
     if len(fresh) >= max(1, minimum):
@@ -76,15 +73,24 @@ def begin(
     rng = numpy_generator(context.runfile.run.seed, "select", kind, number, attempt)
     moment = moment_of(tx, run, context, max(1, number))
     cohort = context.algorithm.select(candidates, wanted, rng, moment)
-    if kind == "evaluate" and context.is_private:
-        cohort = []  # the server's own data alone: what clients score is theirs
     round_id = _add_round(
         engine, tx, run, context, kind, number, attempt, min(goal, len(cohort)), minimum
     )
     add_tasks(tx, run, context, cohort, moment, kind, attempt, round_id)
-    if run.reason:
-        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     return True
+
+
+def _failed_in(tx: Connection, attempts: Sequence[int]) -> set[str]:
+    """Return the clients that failed or were too slow in these attempts at a round.
+
+    Who sent in time did neither, although an abandoned round has no use for the update.
+    """
+    failed = select(tasks.c.client).where(
+        tasks.c.round_id.in_(attempts),
+        tasks.c.status.in_(("failed", "late")),
+        tasks.c.spec["receipt"].as_string().is_distinct_from("accepted"),
+    )
+    return set(tx.scalars(failed))
 
 
 def _add_round(
@@ -99,6 +105,8 @@ def _add_round(
     minimum: int,
 ) -> int:
     """Put a round on record, whose broadcasts are to be encoded yet; return its id."""
+    if run.reason:
+        tx.execute(update(runs).where(runs.c.id == run.id).values(reason=""))
     section = context.runfile.round if kind == "train" else context.runfile.evaluate
     inserted = tx.execute(
         insert(rounds).values(

@@ -185,10 +185,14 @@ def has_ended(record: dict[str, Any]) -> bool:
     )
 
 
+_ROUNDS = tasks.c.spec["rounds"].as_integer()
+"""Rounds that the run had when a task was planned: of finish tasks, which end they belong to."""
+
+
 def _summary(engine: Engine, tx: Connection, row: Any) -> dict[str, Any]:
     counts = (
         select(tasks.c.status, func.count())
-        .where(tasks.c.run == row.id, tasks.c.kind == "finish")
+        .where(tasks.c.run == row.id, tasks.c.kind == "finish", row.rounds == _ROUNDS)
         .group_by(tasks.c.status)
     )
     finish: dict[str, int] = {found[0]: found[1] for found in tx.execute(counts)}
@@ -235,6 +239,7 @@ def _clients(tx: Connection, row: Any) -> list[dict[str, Any]]:
     ).all()
     records = {m.client: _member(m) for m in found}
     ended = tasks.c.status.in_(("accepted", "counted", "done", "failed"))
+    order = func.coalesce(tasks.c.round_id, _ROUNDS)  # each attempt is a row of `rounds`
     # Once over the tasks of a run: there may be a hundred thousand of them.
     sums = (
         select(
@@ -243,8 +248,7 @@ def _clients(tx: Connection, row: Any) -> list[dict[str, Any]]:
             func.sum(tasks.c.bytes_up).label("bytes_up"),
             func.sum(case((tasks.c.status == "counted", 1), else_=0)).label("counted"),
             func.sum(case((tasks.c.restarted, 1), else_=0)).label("restarts"),
-            # Ids carry the round, so the greatest id is the newest.
-            func.max(case((ended, tasks.c.id))).label("newest"),
+            func.max(case((ended, func.printf("%010d %s", order, tasks.c.id)))).label("newest"),
         )
         .where(tasks.c.run == row.id)
         .group_by(tasks.c.client, tasks.c.kind)
@@ -254,12 +258,13 @@ def _clients(tx: Connection, row: Any) -> list[dict[str, Any]]:
         record = records[found_sums.client]
         for name in ("bytes_down", "bytes_up", "counted", "restarts"):
             record[name] += getattr(found_sums, name)
-        newest.append(found_sums.newest)
+        if found_sums.newest:
+            newest.append(found_sums.newest.partition(" ")[2])
     for task in tx.execute(select(tasks).where(tasks.c.id.in_(newest))):
         record = records[task.client]
         if task.metrics:
             record["metrics"][task.kind] = {"round": task.spec["round"], **task.metrics}
-        if task.kind == "finish":
+        if task.kind == "finish" and task.spec["rounds"] == row.rounds:
             record["finished"] = task.status == "done"
             record["reason"] = record["reason"] or task.reason
     return list(records.values())

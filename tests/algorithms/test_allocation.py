@@ -83,6 +83,16 @@ def test_weights_are_samples_times_budget() -> None:
     assert weighted_widths(reports, ["a"]) == ({"a": 5}, {"a": 3})
 
 
+def test_clients_without_samples_weigh_the_same() -> None:
+    reports = [
+        report(8, {"a": 8}, removed=2, samples=0),
+        report(2, {"a": 2}, removed=0, samples=0),
+        report(4, {"a": 2}, removed=1, samples=0),
+    ]
+    assert weighted_widths(reports, ["a"]) == ({"a": 4}, {"a": 2})
+    assert weighted_widths(reports[:1], ["a"]) == ({"a": 8}, {"a": 3})
+
+
 def test_removed_bits_come_first() -> None:
     sizes = {"small": 10, "large": 12}
     start = {"small": 4, "large": 4}

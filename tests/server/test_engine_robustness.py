@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bench import Bench, moved, runfile
+from sqlalchemy import update
 from test_engine import finish_round, started
 
 from fedserver.errors import AggregationError
@@ -12,6 +13,7 @@ from fedserver.rounds.exclusion import shut_out
 from fedserver.rounds.jobs import FoldJob, HeldOutJob, OpenJob, PrepareJob
 from fedserver.rounds.presence import PRESENT_SECONDS
 from fedserver.rounds.standing import Standing
+from fedserver.storage.schema import clients
 from motley.task import TaskKind
 
 
@@ -282,3 +284,18 @@ def test_a_client_that_leaves_while_a_round_is_encoded_is_not_waited_for(
     record = bench.record(run_id)
     assert record["round"] == 1
     assert record["history"][0]["clients"]["c1"]["status"] == "failed"
+
+
+def test_a_run_freezes_no_client_that_was_just_shut_out(bench: Bench) -> None:
+    bench.arrive("c0", "c1")
+    run_id = bench.runs.submit(runfile(clients=2), "test")
+    with bench.engine.transition() as tx:
+        tx.execute(update(clients).where(clients.c.name == "c1").values(revoked="stolen"))
+        shut_out(tx, "c1", "stolen", bench.clock.wall())
+    bench.settle()
+    record = bench.record(run_id)
+    assert (record["status"], record["clients"]) == ("waiting", [])
+    bench.arrive("c2")
+    bench.settle()
+    record = bench.record(run_id)
+    assert sorted(record["current"]["clients"]) == ["c0", "c2"]

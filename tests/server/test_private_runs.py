@@ -128,6 +128,22 @@ def test_noise_is_planned_once_and_evaluation_asks_no_client(bench: Bench) -> No
     assert "(the theorem's with c = 8: 0.08483; c_eff" in printed.getvalue()
 
 
+def test_an_evaluation_that_asks_no_client_waits_for_none(bench: Bench) -> None:
+    """Who has done its work may leave; the run ends, and the next one has its turn."""
+    text = private(RELEASE, '[evaluate]\nevery = 1\nheld_out = "digits?clients=4&classes=4"', 1)
+    run = bench.submit(text)
+    for client in "ab":
+        bench.send(client, moved(bench.broadcast(bench.task(client)), 0.01), samples=0)
+    for client in "ab":
+        bench.presence.leave(client, f"session-{client}")
+    following = bench.submit(runfile().replace('"test"', '"next"'))
+    record = bench.record(run)
+    assert (record["status"], record["reason"]) == ("finished", "")
+    assert record["history"][-1]["kind"] == "evaluate"
+    assert "held_out_accuracy" in record["history"][-1]["metrics"]
+    assert bench.record(following)["status"] == "waiting"
+
+
 def test_given_noise_is_taken_and_others_are_not_touched(bench: Bench) -> None:
     run = bench.submit(private(RELEASE + "noise_multiplier = 9.5"))
     assert bench.record(run)["privacy"]["all"]["noise_multiplier"] == 9.5

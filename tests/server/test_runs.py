@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from bench import Bench, runfile
-from sqlalchemy import select
+from sqlalchemy import select, update
 from test_engine import finish_round, started
 
 from fedserver.errors import RunStateError, UnknownRunError
@@ -128,6 +128,22 @@ def test_misspelt_tiers_and_runs_are_answered_with_the_name_that_was_meant(bench
     ]
     with pytest.raises(UnknownRunError, match=r"'tset'; the newest are test; did you mean 'test'"):
         bench.record("tset")
+
+
+def test_the_beginning_of_an_id_means_one_run_or_none(bench: Bench) -> None:
+    submitted = [bench.runs.submit(runfile(), "test") for _ in range(3)]
+    with bench.engine.database.begin() as tx:
+        for old, new in zip(submitted, ("ab111111", "ab222222", "cd333333"), strict=True):
+            tx.execute(update(runs).where(runs.c.id == old).values(id=new, name=f"run-{new[0:3]}"))
+    assert bench.record("ab2")["id"] == "ab222222"
+    assert bench.record("c")["id"] == "cd333333"
+    several = "'ab' is the beginning of 2 ids: ab222222 .run-ab2., ab111111 .run-ab1.; give more"
+    with pytest.raises(UnknownRunError, match=several):
+        bench.runs.stop("ab")
+    for wildcard in ("%", "_", "c_3", "cd%"):
+        with pytest.raises(UnknownRunError, match="no run has the id or name"):
+            bench.runs.stop(wildcard)
+    assert {bench.record(name)["status"] for name in ("ab1", "ab2", "cd")} == {"queued"}
 
 
 def test_client_sampling_follows_the_seed_alone(bench: Bench) -> None:

@@ -35,9 +35,12 @@ def weighted_widths(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Return (bbar, dbar): the clients' mean widths, and 1 + their mean removed bits, rounded.
 
-    Clients weigh samples x budget, normalised over those that reported; halves go to even.
+    Clients weigh samples x budget, normalised over those that reported; halves go to even. When
+    none of them has samples, they weigh the same.
     """
     weights = [Fraction(r.samples) * Fraction(r.budget) for r in reports]
+    if not any(weights):
+        weights = [Fraction(1)] * len(reports)
     total = sum(weights)
     pairs = list(zip(weights, reports, strict=True))
     widths = {u: round(sum(w * r.bits[u] for w, r in pairs) / total) for u in units}
