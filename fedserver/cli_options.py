@@ -121,7 +121,7 @@ def connect(data: Path | None, operator: Path | None, server: str) -> Any:
     Without a server, what can be read of the directory's runs is read from its files.
     """
     from fedserver.client import Operator
-    from fedserver.control_socket import control_socket
+    from fedserver.control_socket import is_served
 
     if operator is None:
         if server:
@@ -130,7 +130,7 @@ def connect(data: Path | None, operator: Path | None, server: str) -> Any:
                 "or leave --server out to steer the server of this machine"
             )
         root = data or default_data()
-        if control_socket(root).exists() or not (root / "motley.sqlite").exists():
+        if is_served(root) or not (root / "motley.sqlite").exists():
             return Operator(root)
         from fedserver.stored import StoredRuns  # with the database, which others do without
 
