@@ -126,9 +126,7 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
         {
             "name": row.name,
             "here": row.name in here,
-            "last_seen_seconds": 0.0
-            if row.name in here
-            else round(max(0.0, now - row.last_seen), 1),
+            "last_seen_seconds": 0.0 if row.name in here else _silence(engine, row, now),
             "task": working.get(row.name, ""),
             "set_aside": row.set_aside if row.set_aside_until > now else "",
             "set_aside_seconds": round(max(0.0, row.set_aside_until - now), 1),
@@ -143,6 +141,14 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
     seen = {record["name"] for record in records}
     records += [_never_here(name, held[name]) for name in sorted(held) if name not in seen]
     return sorted(records, key=lambda record: str(record["name"]))
+
+
+def _silence(engine: Engine, row: Any, now: float) -> float:
+    """Return how many seconds ago a client spoke; the record notes it as it leaves."""
+    arrival = engine.presence.get(row.name)
+    last: float = row.last_seen
+    silent = now - last if arrival is None else engine.clock.monotonic() - arrival.seen
+    return round(max(0.0, silent), 1)
 
 
 _NONE: dict[str, Any] = {"revoked": "", "certificate_expires": None}
