@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from fedserver.watching import WatchPorts
 
-from motley.errors import MotleyError
+from motley.errors import MotleyError, RunFileError
 
 
 def default_data() -> Path:
@@ -86,6 +86,22 @@ def check_target(path: Path) -> None:
     """Raise MotleyError unless a file can be written at `path`."""
     if path.is_dir() or not path.parent.is_dir():
         raise MotleyError(f"{path} cannot be written: name a file in a folder that exists")
+
+
+def read_run_file(path: Path) -> str:
+    """Return a run file's text.
+
+    Raises:
+        RunFileError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RunFileError(
+            f"{path} is not UTF-8, as a run file must be: see its byte {error.start}"
+        ) from None
 
 
 def steers(command: Callable[..., None]) -> Callable[..., None]:
