@@ -41,6 +41,8 @@ OWN_NAMES = {
     "scratch",
     "simulation",
 }
+FOREIGN_NAMES = {"lost+found"}
+"""What is there before us: in the root of an ext4 file system."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -51,7 +53,7 @@ def lock_directory(root: Path) -> IO[str]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        strangers = sorted({p.name for p in root.iterdir()} - OWN_NAMES)
+        strangers = sorted({p.name for p in root.iterdir()} - OWN_NAMES - FOREIGN_NAMES)
         if strangers and not (root / "motley.sqlite").exists():
             raise DataDirectoryError(
                 f"{root} holds other things ({', '.join(strangers[:3])}); a data directory is a "
