@@ -21,12 +21,13 @@ from fedserver.cli_options import (
     WorkloadOption,
     check_target,
     default_data,
+    read_run_file,
     steers,
     watch_ports,
 )
 from motley import __version__
 from motley.command_line import Program
-from motley.errors import MotleyError, RunFileError
+from motley.errors import MotleyError
 from motley.logs import LogFormat, configure, in_words, printable
 
 if TYPE_CHECKING:
@@ -187,10 +188,7 @@ def submit(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
 ) -> None:
     """Queue a run."""
-    try:
-        text = runfile.read_text()
-    except OSError as error:
-        raise RunFileError(f"{runfile} cannot be read: {error.strerror}") from None
+    text = read_run_file(runfile)
     run_id = operator.submit(text, str(runfile))
     _print_reply((run_id, "queued"), json_output, goes_on=True)
     if watch_it:

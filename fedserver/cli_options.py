@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from fedserver.watching import WatchPorts
 
-from motley.errors import MotleyError
+from motley.errors import MotleyError, RunFileError
 
 
 def default_data() -> Path:
@@ -88,6 +88,22 @@ def check_target(path: Path) -> None:
         raise MotleyError(f"{path} cannot be written: name a file in a folder that exists")
 
 
+def read_run_file(path: Path) -> str:
+    """Return a run file's text.
+
+    Raises:
+        RunFileError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RunFileError(
+            f"{path} is not UTF-8, as a run file must be: see its byte {error.start}"
+        ) from None
+
+
 def steers(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command a connection as its first argument, and the options that choose it."""
     hints = get_type_hints(command, include_extras=True)
@@ -121,7 +137,7 @@ def connect(data: Path | None, operator: Path | None, server: str) -> Any:
     Without a server, what can be read of the directory's runs is read from its files.
     """
     from fedserver.client import Operator
-    from fedserver.control_socket import control_socket
+    from fedserver.control_socket import is_served
 
     if operator is None:
         if server:
@@ -130,7 +146,7 @@ def connect(data: Path | None, operator: Path | None, server: str) -> Any:
                 "or leave --server out to steer the server of this machine"
             )
         root = data or default_data()
-        if control_socket(root).exists() or not (root / "motley.sqlite").exists():
+        if is_served(root) or not (root / "motley.sqlite").exists():
             return Operator(root)
         from fedserver.stored import StoredRuns  # with the database, which others do without
 

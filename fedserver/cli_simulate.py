@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from fedserver.cli_options import JsonOption, WorkloadOption
-from motley.errors import MotleyError, RunFileError
+from fedserver.cli_options import JsonOption, WorkloadOption, read_run_file
+from motley.errors import MotleyError
 from motley.logs import LogFormat, configure, in_words
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ def simulate(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     use_huge_pages()  # gradients of a batch of clients are made and freed in each step
     configure(LogFormat.CONSOLE, logging.WARNING)
-    try:
-        text = runfile.read_text()
-    except OSError as error:
-        raise RunFileError(f"{runfile} cannot be read: {error.strerror}") from None
+    text = read_run_file(runfile)
     parsed = parse(text, str(runfile))
     population = population_of(
         parsed,

@@ -209,7 +209,7 @@ class MetricsApp:
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
-        if request.url.path != "/metrics" or request.method not in ("GET", "HEAD"):
+        if request.scope["path"] != "/metrics" or request.method not in ("GET", "HEAD"):
             return PlainTextResponse("the figures are at /metrics\n", status_code=404)
         text = self._metrics.text(await self._reader(counted))
         return Response(text, media_type=CONTENT_TYPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import fedclient.cli
 import fedserver.cli
 from motley.command_line import Program
+from motley.errors import RunFileError
 
 PROGRAMS = {"fedclient": fedclient.cli.app, "fedserver": fedserver.cli.app}
 
@@ -54,3 +56,12 @@ def test_an_option_with_a_value_says_so() -> None:
     assert told[told.index("--loud") + 1] == "Say"
     assert told[told.index("--name") + 1] == "NAME"
     assert CliRunner().invoke(program, ["--loud", "--name", "x"]).output.split() == ["True", "x"]
+
+
+@pytest.mark.parametrize("command", [["submit", "--data", "nowhere"], ["simulate"]])
+def test_a_run_file_that_is_not_utf_8_is_refused(tmp_path: Path, command: list[str]) -> None:
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes('[run]\nname = "café"\n'.encode("latin-1"))
+    told = CliRunner().invoke(fedserver.cli.app, [*command, str(latin)])
+    assert isinstance(told.exception, RunFileError)
+    assert "is not UTF-8" in str(told.exception)

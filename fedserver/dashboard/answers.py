@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedserver.rounds.engine import Engine
+from fedserver.rounds.lines import to_json
 from fedserver.rounds.reader import Reader
-from fedserver.rounds.view import to_json
 
 MOST_KEPT = 32
 REST = 10.0

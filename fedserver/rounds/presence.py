@@ -107,12 +107,14 @@ class Presence:
             if before is not None and before.session == session:
                 self._arrivals[name] = Arrival(**{**vars(before), "seen": now, "free": False})
 
-    def leave(self, name: str, session: str) -> None:
-        """Forget a client that said goodbye."""
+    def leave(self, name: str, session: str) -> bool:
+        """Forget a client that said goodbye; return whether it was known."""
         with self._lock:
             before = self._arrivals.get(name)
-            if before is not None and before.session == session:
-                del self._arrivals[name]
+            if before is None or before.session != session:
+                return False
+            del self._arrivals[name]
+            return True
 
     def forget(self, name: str) -> None:
         """Forget a client that was shut out."""
@@ -147,6 +149,11 @@ class Presence:
         """Return what a client last said."""
         with self._lock:
             return self._arrivals.get(name)
+
+    def seen(self) -> dict[str, float]:
+        """Return the monotonic seconds of each known client's last word, by name."""
+        with self._lock:
+            return {name: arrival.seen for name, arrival in self._arrivals.items()}
 
     def here(self, now: float) -> dict[str, Arrival]:
         """Return the clients that are there, by name, in order of name."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from structlog.stdlib import get_logger
 
 from fedserver.rounds.engine import Engine
@@ -50,6 +50,24 @@ class Standing:
             for client, day, count in rows:
                 _add_traffic(tx, client, day, count)
 
+    def note_seen(self, seen: Mapping[str, float]) -> None:
+        """Record when clients spoke last, in monotonic seconds by name.
+
+        For when they leave and when the server stops: a check-in that says nothing new writes
+        nothing.
+        """
+        if not seen:
+            return
+        clock = self._engine.clock
+        since = clock.wall() - clock.monotonic()
+        with self._engine.database.begin() as tx:
+            tx.execute(
+                update(clients)
+                .where(clients.c.name == bindparam("client"))
+                .values(last_seen=bindparam("wall")),
+                [{"client": name, "wall": since + moment} for name, moment in seen.items()],
+            )
+
     def put_aside(self, client: str, session: str, seconds: float, reason: str) -> None:
         """Record a time aside and end the client's open tasks, so that no round waits for it.
 
@@ -62,7 +80,7 @@ class Standing:
         if session:
             mine &= clients.c.session == session
         with engine.database.begin() as tx:
-            values = {"set_aside_until": now + seconds, "set_aside": reason}
+            values = {"set_aside_until": now + seconds, "set_aside": reason, "last_seen": now}
             if tx.execute(update(clients).where(mine).values(**values)).rowcount == 0:
                 return
             tx.execute(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, func, select
@@ -127,9 +125,7 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
         {
             "name": row.name,
             "here": row.name in here,
-            "last_seen_seconds": 0.0
-            if row.name in here
-            else round(max(0.0, now - row.last_seen), 1),
+            "last_seen_seconds": 0.0 if row.name in here else _silence(engine, row, now),
             "task": working.get(row.name, ""),
             "set_aside": row.set_aside if row.set_aside_until > now else "",
             "set_aside_seconds": round(max(0.0, row.set_aside_until - now), 1),
@@ -144,6 +140,14 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
     seen = {record["name"] for record in records}
     records += [_never_here(name, held[name]) for name in sorted(held) if name not in seen]
     return sorted(records, key=lambda record: str(record["name"]))
+
+
+def _silence(engine: Engine, row: Any, now: float) -> float:
+    """Return how many seconds ago a client spoke; the record notes it as it leaves."""
+    arrival = engine.presence.get(row.name)
+    last: float = row.last_seen
+    silent = now - last if arrival is None else engine.clock.monotonic() - arrival.seen
+    return round(max(0.0, silent), 1)
 
 
 _NONE: dict[str, Any] = {"revoked": "", "certificate_expires": None}
@@ -380,20 +384,3 @@ def _current(engine: Engine, tx: Connection, run_id: str) -> dict[str, Any] | No
         "widths": _round_widths(engine, tx, row),
         "seconds_left": left,
     }
-
-
-def to_json(record: Any) -> str:
-    """Return a record as one line of JSON, which has no word for NaN and infinity: null."""
-    try:
-        return json.dumps(record, separators=(",", ":"), allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(record), separators=(",", ":"), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """Return a value of JSON with None for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

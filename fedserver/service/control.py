@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from fedserver.rounds import view
+from fedserver.rounds import lines, view
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.operations import RunDesk
@@ -75,7 +75,7 @@ class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
     ) -> control_pb2.Record:
         """Return one run whole."""
         record = await self._unary(context, view.run_record, self._engine, request.run)
-        return control_pb2.Record(json=view.to_json(record))
+        return control_pb2.Record(json=lines.to_json(record))
 
     async def Watch(  # noqa: N802
         self, request: control_pb2.RunRequest, context: Context
@@ -90,7 +90,7 @@ class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
                         view.run_record, self._engine, request.run, after_round_id=newest
                     )
                     newest = max([newest, *(entry["id"] for entry in record["history"])])
-                    yield control_pb2.Record(json=view.to_json(record))
+                    yield control_pb2.Record(json=lines.to_json(record))
                     if view.has_ended(record):
                         return
                     await asyncio.sleep(WATCH_INTERVAL)
@@ -163,12 +163,12 @@ class ControlService(IdentityControl, control_pb2_grpc.ControlServicer):
                         removed = await self._database(removed_since, self._engine, entry)
                         if removed:
                             record |= {"pruned": True, "problem": removed}
-                    yield control_pb2.Record(json=view.to_json(record))
+                    yield control_pb2.Record(json=lines.to_json(record))
         except RefusedError as refusal:
             await abort(context, refusal)
 
 
 def _records(records: list[dict[str, Any]]) -> control_pb2.Records:
     return control_pb2.Records(
-        records=[control_pb2.Record(json=view.to_json(record)) for record in records]
+        records=[control_pb2.Record(json=lines.to_json(record)) for record in records]
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fedserver.errors import IdleError, OffsetError
+from fedserver.errors import IdleError, OffsetError, UnknownTaskError
 from fedserver.rounds.tasks import TaskDesk
 from fedserver.service.broadcasts import Broadcasts
 from fedserver.service.exchange import Exchange
@@ -38,7 +38,7 @@ class Downloads:
         """Send a payload that was offered to this client, from an offset to its end.
 
         Raises:
-            UnknownTaskError: it was not offered to this client.
+            UnknownTaskError: it was not offered to this client, or is no longer kept.
             OffsetError: the payload ends before the offset.
             QuotaError, CrowdedError: later.
             IdleError: the client does not read.
@@ -54,7 +54,13 @@ class Downloads:
 
             with self._to.guard.transfer(caller):
                 async with self._to.turns.turn(name, tell):
-                    await self._send(request, write)
+                    try:
+                        await self._send(request, write)
+                    except FileNotFoundError:
+                        raise UnknownTaskError(
+                            f"task {request.task_id} is over, and its payload was removed while "
+                            f"this download waited its turn"
+                        ) from None
 
     async def _send(self, request: federation_pb2.DownloadRequest, write: Writer) -> None:
         path = self._to.payloads.path(request.sha256.hex())

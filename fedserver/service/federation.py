@@ -71,6 +71,7 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._standing, self._polls = Standing(engine), 0
         self._calls: set[asyncio.Task[object]] = set()
         self._enrol = Gathered[Arrival, None](database, self._enrol_all)
+        self._left = Gathered[tuple[str, float], None](database, self._note_left)
         self._look = Gathered[str, tuple[TaskSpec | None, list[str]]](database, self._look_for)
         self._guard = Guard(
             limits, engine.clock, names_are_proven=names_are_proven, put_aside=self._put_aside
@@ -92,11 +93,15 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         self._downloads, self._uploads = Downloads(exchange), Uploads(exchange)
 
     async def close(self) -> None:
-        """Let calls that were cut off end, then the file threads; record what transfers counted."""
+        """Let calls that were cut off end, then the file threads.
+
+        What transfers counted is recorded, and when clients spoke last.
+        """
         if self._calls:
             # They still close files and count bytes, on threads that end here.
             await asyncio.wait(self._calls, timeout=ENDING_SECONDS)
         await self._quota.save_all()
+        await self._database(self._standing.note_seen, self._engine.presence.seen())
         self._files.close()
 
     # --- check-in ----------------------------------------------------------------------------
@@ -116,7 +121,8 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.CheckInReply:
         presence, clock = self._engine.presence, self._engine.clock
         if request.leaving:
-            presence.leave(request.name, request.session)
+            if presence.leave(request.name, request.session):
+                await self._left((request.name, clock.monotonic()))
             return federation_pb2.CheckInReply(retry_after_seconds=0.0, server_software=__version__)
         self._polls += 1
         arrival = arrival_of(request, clock.monotonic(), self._polls)
@@ -177,6 +183,10 @@ class FederationService(federation_pb2_grpc.FederationServicer):
     def _enrol_all(self, arrivals: Sequence[Arrival]) -> list[None]:
         self._engine.enrol(*arrivals)
         return [None] * len(arrivals)
+
+    def _note_left(self, seen: Sequence[tuple[str, float]]) -> list[None]:
+        self._standing.note_seen(dict(seen))
+        return [None] * len(seen)
 
     def _look_for(self, names: Sequence[str]) -> list[tuple[TaskSpec | None, list[str]]]:
         """Return each client's task, and what its owner is to be told where there is none."""

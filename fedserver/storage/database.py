@@ -41,6 +41,8 @@ OWN_NAMES = {
     "scratch",
     "simulation",
 }
+FOREIGN_NAMES = {"lost+found"}
+"""What is there before us: in the root of an ext4 file system."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -51,7 +53,7 @@ def lock_directory(root: Path) -> IO[str]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        strangers = sorted({p.name for p in root.iterdir()} - OWN_NAMES)
+        strangers = sorted({p.name for p in root.iterdir()} - OWN_NAMES - FOREIGN_NAMES)
         if strangers and not (root / "motley.sqlite").exists():
             raise DataDirectoryError(
                 f"{root} holds other things ({', '.join(strangers[:3])}); a data directory is a "
@@ -120,13 +122,16 @@ def open_database(root: Path, *, synced: bool = True) -> SqlEngine:
 def open_reader(root: Path) -> SqlEngine:
     """Open the database of a server that runs, for one more thread that only reads.
 
-    In WAL mode a reader sees the last commit and holds up nobody who writes.
+    In WAL mode a reader holds up nobody who writes. All that one `connect()` reads is of one
+    commit, so it is to be short: the log is not emptied into the database meanwhile.
     """
-    return create_engine(
+    engine = create_engine(
         f"sqlite:///file:{quote(str((root / 'motley.sqlite').resolve()))}?mode=ro&uri=true",
         poolclass=StaticPool,
         connect_args={"check_same_thread": False},
     )
+    _begin_transactions(engine)
+    return engine
 
 
 def _engine(path: Path, synced: bool) -> SqlEngine:
@@ -134,12 +139,10 @@ def _engine(path: Path, synced: bool) -> SqlEngine:
     engine = create_engine(
         f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False}
     )
+    _begin_transactions(engine)
 
     @event.listens_for(engine, "connect")
     def _settings(connection: Any, record: object) -> None:
-        # Python's driver would begin a transaction at the first change of data, and leave changes
-        # of tables outside of it: transactions begin below instead, all alike.
-        connection.isolation_level = None
         cursor = connection.cursor()
         # FULL: a commit is on disk when it returns; promise 1 depends on it.
         level = "FULL" if synced else "OFF"
@@ -147,11 +150,23 @@ def _engine(path: Path, synced: bool) -> SqlEngine:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
+    return engine
+
+
+def _begin_transactions(engine: SqlEngine) -> None:
+    """Let each use of a connection be one transaction, from its first statement on.
+
+    Python's driver would begin one at the first change of data, and leave changes of tables and
+    all reading outside of it.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _settings(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
-
-    return engine
 
 
 def _revision(tx: Connection) -> str:

@@ -240,8 +240,9 @@ class PayloadStore:
                     removed += 1
 
     def stored(self) -> set[str]:
-        """Return the digests of all payloads that lie here."""
-        return {path.name for folder in self._payloads.iterdir() for path in folder.iterdir()}
+        """Return the digests of all payloads that lie here; a stray file beside them is none."""
+        folders = [folder for folder in self._payloads.iterdir() if folder.is_dir()]
+        return {path.name for folder in folders for path in folder.iterdir()}
 
 
 def _length(path: Path) -> int:

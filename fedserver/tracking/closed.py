@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from fedserver.rounds.engine import Engine
 from fedserver.storage.schema import rounds, runs, tasks
@@ -17,7 +17,7 @@ class ClosedRound:
     """One closed round."""
 
     id: int
-    """Number of its record; grows."""
+    """Number of its record."""
     run: str
     run_name: str
     round: int
@@ -37,20 +37,47 @@ class Tracker(Protocol):
         """Write what is not written yet."""
 
 
-def newest_round(engine: Engine) -> int:
-    """Return the number of the newest round on record; 0 without any."""
-    with engine.database.connect() as tx:
-        return tx.scalar(select(func.max(rounds.c.id)).where(rounds.c.status == "closed")) or 0
+@dataclass
+class Untold:
+    """What trackers are yet to be told of.
+
+    Rounds do not close in order of their records: one whose run paused is overtaken by others.
+    """
+
+    newest: int = 0
+    """Number of the newest record that was looked at."""
+    ids: set[int] = field(default_factory=set)
+    """Rounds up to there that may close yet, or did."""
 
 
-def closed_rounds(engine: Engine, after: int) -> list[ClosedRound]:
-    """Return the rounds that closed after record `after`, in order."""
+def from_now_on(engine: Engine) -> Untold:
+    """Return what is untold to one who wants to hear of no round that has closed already."""
+    untold = Untold()
     with engine.database.connect() as tx:
+        _look(tx, untold)
+        untold.ids -= set(tx.scalars(select(rounds.c.id).where(rounds.c.status == "closed")))
+    return untold
+
+
+def _look(tx: Connection, untold: Untold) -> None:
+    """Note the rounds that are new on record, and forget those that never close any more."""
+    known = rounds.c.id.in_(untold.ids) | (rounds.c.id > untold.newest)
+    untold.ids = set(tx.scalars(select(rounds.c.id).where(known, rounds.c.status != "abandoned")))
+    untold.newest = tx.scalar(select(func.max(rounds.c.id))) or 0
+
+
+def closed_rounds(engine: Engine, untold: Untold) -> list[ClosedRound]:
+    """Return the untold rounds that have closed, in the order in which they did.
+
+    They stay untold until the caller takes their ids out.
+    """
+    with engine.database.connect() as tx:
+        _look(tx, untold)
         query = (
             select(rounds, runs.c.name.label("run_name"))
             .join_from(rounds, runs)
-            .where(rounds.c.id > after, rounds.c.status == "closed")
-            .order_by(rounds.c.id)
+            .where(rounds.c.id.in_(untold.ids), rounds.c.status == "closed")
+            .order_by(rounds.c.closed, rounds.c.id)
         )
         found = []
         for row in tx.execute(query):

@@ -12,7 +12,7 @@ from structlog.stdlib import get_logger
 from fedserver.errors import TrackerError
 from fedserver.rounds.driver import Driver
 from fedserver.rounds.reader import Reader
-from fedserver.tracking.closed import ClosedRound, Tracker, closed_rounds, newest_round
+from fedserver.tracking.closed import ClosedRound, Tracker, closed_rounds, from_now_on
 from fedserver.tracking.mlflow import MlflowTracker
 from fedserver.tracking.tensorboard import TensorBoardTracker
 
@@ -47,13 +47,12 @@ async def tracked(
 ) -> AsyncIterator[None]:
     """Tell trackers of every round that closes meanwhile, and of the last ones at the end."""
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trackers")
-    loop, newest = asyncio.get_running_loop(), await reader(newest_round)
+    loop, untold = asyncio.get_running_loop(), await reader(from_now_on)
 
     async def tell() -> None:
-        nonlocal newest
-        for closed in await reader(closed_rounds, newest):
+        for closed in await reader(closed_rounds, untold):
             await loop.run_in_executor(thread, _tell, trackers, closed)
-            newest = closed.id
+            untold.ids.discard(closed.id)
 
     async def follow() -> None:
         with driver.watching() as changed:

@@ -11,7 +11,13 @@ from fedserver.errors import TrackerError
 from fedserver.rounds.engine import Engine
 from fedserver.rounds.presence import Presence
 from fedserver.storage.database import open_database
-from fedserver.tracking.closed import ClosedRound, Tracker, closed_rounds, newest_round
+from fedserver.tracking.closed import (
+    ClosedRound,
+    Tracker,
+    Untold,
+    closed_rounds,
+    from_now_on,
+)
 from fedserver.tracking.desk import open_tracker
 
 ROUNDS = 3
@@ -22,9 +28,10 @@ def closed(tmp_path: Path) -> list[ClosedRound]:
     make_crowd(tmp_path / "data", 4, ROUNDS)
     database = open_database(tmp_path / "data")
     engine = Engine(database, Presence(), payload_path=Path, mappings={})
-    found = closed_rounds(engine, 0)
-    assert newest_round(engine) == found[-1].id == 2 * ROUNDS
-    assert closed_rounds(engine, found[-2].id) == found[-1:]
+    found = closed_rounds(engine, Untold())
+    assert [entry.id for entry in found] == list(range(1, 2 * ROUNDS + 1))
+    assert closed_rounds(engine, Untold(newest=found[-2].id)) == found[-1:]
+    assert closed_rounds(engine, from_now_on(engine)) == []
     database.dispose()
     return found
 

@@ -11,14 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from bench import runfile
+from bench import Bench, runfile
 from structlog.testing import capture_logs
 from test_service import running
 
+from fedserver.errors import UnknownTaskError
+from fedserver.rounds.standing import Standing
 from fedserver.service.broadcasts import Broadcasts
+from fedserver.service.downloads import Downloads
+from fedserver.service.exchange import Exchange
 from fedserver.service.federation import FederationService
-from fedserver.service.transfers import FileThreads
+from fedserver.service.limits import Caller, Guard, Limits
+from fedserver.service.quota import Quota
+from fedserver.service.transfers import FileThreads, FrameMemory, Turns
+from fedserver.storage.database import DatabaseThread
 from motley.wire.framing import read_frame
+from motley.wire.stubs import federation_pb2 as pb
 
 DATA = bytes(range(256)) * 40
 
@@ -194,3 +202,47 @@ def test_a_server_that_stops_lets_a_download_close_its_file(
     assert reading.is_set()
     assert [entry for entry in logs if entry["event"] == "call_failed"] == []
     assert open_files(tmp_path) == []
+
+
+def test_a_payload_that_goes_while_a_client_waits_its_turn_ends_its_task(bench: Bench) -> None:
+    bench.arrive("c0", "c1")
+    bench.submit(runfile(clients=2))
+    task = bench.task("c0")
+    asked = pb.DownloadRequest(
+        name="c0", session="s", task_id=task.task_id, sha256=task.payload_sha256
+    )
+
+    class Stream:
+        async def write(self, message: object) -> None:
+            pass
+
+    async def body() -> None:
+        turns, database, files = Turns(1), DatabaseThread(), FileThreads()
+
+        async def nothing(*rest: object) -> None:
+            pass
+
+        guard = Guard(Limits(), bench.clock, names_are_proven=True, put_aside=nothing)
+        downloads = Downloads(
+            Exchange(
+                engine=bench.engine,
+                database=database,
+                payloads=bench.payloads,
+                guard=guard,
+                quota=Quota(None, Standing(bench.engine), database, bench.clock),
+                turns=turns,
+                memory=FrameMemory(1 << 20),
+                files=files,
+            )
+        )
+        async with turns.turn("other", nothing):
+            waiting = asyncio.create_task(downloads.send(asked, Caller("c0"), Stream()))
+            while not turns.waiting:
+                await asyncio.sleep(0.001)
+            bench.payloads.path(task.payload_sha256.hex()).unlink()
+        with pytest.raises(UnknownTaskError, match="waited its turn"):
+            await waiting
+        files.close()
+        database.close()
+
+    asyncio.run(body())

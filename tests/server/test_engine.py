@@ -280,6 +280,14 @@ def test_data_directory_in_use_is_refused(tmp_path: Path) -> None:
     lock_directory(tmp_path).close()
 
 
+def test_a_data_directory_may_be_the_root_of_a_file_system(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    lock_directory(tmp_path).close()
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(DataDirectoryError, match=r"other things \(letters\)"):
+        lock_directory(tmp_path)
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "motley.sqlite").write_bytes(b"not a database, but long enough to be read" * 50)
     with pytest.raises(DataDirectoryError, match="not a database"):

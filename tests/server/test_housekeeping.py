@@ -239,3 +239,12 @@ def test_memory_is_given_back_once_payloads_went_and_no_round_is_open(
     asyncio.run(main())
     assert given == [True]
     assert not broadcast.exists()
+
+
+def test_a_stray_file_among_the_payloads_is_left_alone(bench: Bench) -> None:
+    run_id, _ = started(bench)
+    before = bench.payloads.stored()
+    stray = bench.root / "payloads" / ".DS_Store"
+    stray.write_text("of a file manager")
+    assert bench.payloads.stored() == before
+    assert bench.record(run_id)["state"] in before

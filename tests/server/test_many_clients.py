@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, runfile
+from test_service import running
 
 from fedserver.rounds.presence import (
     FORGET_ABOVE,
@@ -19,8 +21,12 @@ from fedserver.rounds.presence import (
     Presence,
     Profile,
 )
+from fedserver.rounds.standing import Standing
+from fedserver.rounds.view import list_clients
 from fedserver.service.gathered import MOST_AT_ONCE, Gathered
 from fedserver.storage.database import DatabaseThread
+from fedserver.stored import StoredRuns
+from motley.wire.stubs import federation_pb2 as pb
 
 
 def test_what_comes_while_the_database_is_busy_is_answered_together() -> None:
@@ -131,3 +137,33 @@ def test_a_run_that_waits_names_some_of_those_it_cannot_take(
     assert reason.startswith("0 of 2 clients are here; s00: the run wants label site=north; s01")
     assert reason.endswith("; s19: the run wants label site=north" + more)
     assert bench.engine.notices(["s22", "unknown"])[1] == []
+
+
+def test_how_long_a_client_is_silent_counts_from_its_last_word(bench: Bench) -> None:
+    bench.arrive("c0")
+    for _ in range(100):  # a long connection that says nothing new, and writes nothing
+        bench.clock.now += 40
+        bench.arrive("c0")
+    bench.clock.now += 100
+    assert list_clients(bench.engine)[0]["last_seen_seconds"] == 100
+    Standing(bench.engine).note_seen(bench.presence.seen())
+    bench.restart()
+    assert list_clients(bench.engine)[0]["last_seen_seconds"] == 100
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_a_last_word_is_on_record_after_the_end(tmp_path: Path, says_goodbye: bool) -> None:
+    async def body() -> None:
+        async with running(tmp_path / "data") as rig:
+            await rig.operator("submit", runfile(clients=1), "test")
+            await rig.task()
+            # As if it had come first a day ago.
+            with sqlite3.connect(tmp_path / "data" / "motley.sqlite") as other:
+                other.execute("UPDATE clients SET last_seen = last_seen - 86400")
+            if says_goodbye:
+                goodbye = pb.CheckInRequest(name="c0", session="session-c0", leaving=True)
+                await rig.stub.CheckIn(goodbye)
+                assert (await rig.operator("clients"))[0]["last_seen_seconds"] < 60
+
+    asyncio.run(body())
+    assert StoredRuns(tmp_path / "data").clients()[0]["last_seen_seconds"] < 60

@@ -15,7 +15,7 @@ from fedserver.dashboard.events import EventFeed
 from fedserver.display import metrics_text
 from fedserver.errors import AddressError, ProtocolError
 from fedserver.listeners import split_address
-from fedserver.rounds import view
+from fedserver.rounds import lines, view
 from fedserver.rounds.closing import mean_metrics
 from fedserver.service.requests import LONGEST_WORDS, arrival_of
 from fedserver.storage.schema import clients
@@ -75,7 +75,7 @@ def test_records_are_json_whatever_is_in_them(bench: Bench) -> None:
     assert parsed(json.dumps(record))["probe_gflops"] is None
     said = {"metrics": [{"loss": math.inf}, {"loss": 0.5}], "reason": "NaN", "round": 1}
     expected = {"metrics": [{"loss": None}, {"loss": 0.5}], "reason": "NaN", "round": 1}
-    assert parsed(view.to_json(said)) == expected
+    assert parsed(lines.to_json(said)) == expected
 
 
 def test_events_are_json_whatever_is_in_them() -> None:
@@ -96,7 +96,7 @@ def test_a_mean_that_is_no_number_is_left_out() -> None:
 
 
 def test_a_mean_that_was_no_number_is_shown_as_missing() -> None:
-    found = parsed(view.to_json({"loss": math.inf, "accuracy": 0.5}))
+    found = parsed(lines.to_json({"loss": math.inf, "accuracy": 0.5}))
     assert metrics_text(found) == "accuracy 0.5000, loss -"
 
 

@@ -2,7 +2,7 @@
 
 import * as charts from "./charts.js";
 import { bytes, figure, percent, seconds, time } from "./format.js";
-import { element, facts, fill, heatMap } from "./tables.js";
+import { element, facts, fill, heatMap, own } from "./tables.js";
 
 const LEAST_PAUSE = 1000; // ms between two looks at the record
 const LONGEST_PAUSE = 10000; // clients that leave make no event
@@ -82,10 +82,11 @@ function addFigures(known, found) {
   const before = known.id.length;
   known.id.push(...found.id);
   known.round.push(...found.round);
-  for (const client of new Set([...Object.keys(known.clients), ...Object.keys(found.clients)])) {
-    const old = known.clients[client] ?? Array(before).fill(null);
-    known.clients[client] = old.concat(found.clients[client] ?? Array(found.id.length).fill(null));
-  }
+  const names = new Set([...Object.keys(known.clients), ...Object.keys(found.clients)]);
+  known.clients = Object.fromEntries([...names].map((client) => {
+    const old = own(known.clients, client) ?? Array(before).fill(null);
+    return [client, old.concat(own(found.clients, client) ?? Array(found.id.length).fill(null))];
+  }));
 }
 
 async function lookAtWidths(id) {
@@ -153,7 +154,7 @@ function showFigures() {
   $("accuracy-none").hidden = series.id.length > 0;
   const tiers = new Map();
   for (const member of state.record.clients) {
-    if (series.clients[member.name]) tiers.set(member.tier, [...(tiers.get(member.tier) ?? []), member.name]);
+    if (own(series.clients, member.name)) tiers.set(member.tier, [...(tiers.get(member.tier) ?? []), member.name]);
   }
   charts.figures(series, tiers, heldOut(series, metric), metric);
   fill($("tiers"), [...tiers].map(([tier, clients]) => {
@@ -165,7 +166,7 @@ function showFigures() {
 }
 
 function heldOut(series, metric) {
-  const known = new Map(state.rounds.id.map((id, place) => [id, state.rounds.metrics[place][`held_out_${metric}`]]));
+  const known = new Map(state.rounds.id.map((id, place) => [id, own(state.rounds.metrics[place], `held_out_${metric}`)]));
   const values = series.id.map((id) => known.get(id) ?? null);
   return values.some((value) => value != null) ? values : null;
 }
@@ -221,8 +222,8 @@ function showClients() {
       key: client.name,
       cells: [
         { text: client.name, head: true }, presence(client), member?.tier || client.tier || "-",
-        { text: part(member, tasks[client.name]), title: member?.reason ?? "" },
-        number(figure(metric, member?.metrics[kind]?.[metric])), number(member?.counted ?? ""),
+        { text: part(member, own(tasks, client.name)), title: member?.reason ?? "" },
+        number(figure(metric, own(member?.metrics[kind], metric))), number(member?.counted ?? ""),
         number(member ? bytes(member.bytes_up) : ""), number(member ? bytes(member.bytes_down) : ""),
         [`${client.cores || "?"} cores`, client.architecture, client.accelerator].filter(Boolean).join(", "),
         number(client.memory_bytes ? bytes(client.memory_bytes) : ""),

@@ -1,5 +1,8 @@
 // Tables that change in place: rows and cells stay where they are, so that focus and reading do.
 
+// What an object from the server says under a name that people chose, `constructor` too.
+export const own = (object, name) => (object && Object.hasOwn(object, name) ? object[name] : undefined);
+
 // rows: [{key, current, cells}]; a cell is a text or {text, class, head, title, button, progress}.
 export function fill(table, rows) {
   const body = table.tBodies[0];
@@ -85,9 +88,9 @@ export function heatMap(table, widths) {
 }
 
 function width(client, layer) {
-  const planned = client.planned[layer];
+  const planned = own(client.planned, layer);
   if (planned == null) return { text: "·", title: "full precision, or not in this client's model" };
-  const sent = client.sent[layer];
+  const sent = own(client.sent, layer);
   const dropped = sent != null && sent < planned;
   const title = dropped ? `${planned} bits planned, ${sent} sent` : `${planned} bits`;
   return { text: planned, sub: dropped ? SUBSCRIPTS[sent] : "", class: `w${Math.min(8, planned)}`, title };

@@ -1,0 +1,24 @@
+"""Records as lines of JSON, which every reader takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def to_json(record: Any) -> str:
+    """Return a record as one line of JSON, which has no word for NaN and infinity: null."""
+    try:
+        return json.dumps(record, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(record), separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
