@@ -12,13 +12,13 @@ def to_json(record: Any) -> str:
     try:
         return json.dumps(record, separators=(",", ":"), allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(record), separators=(",", ":"), allow_nan=False)
+        return json.dumps(finite(record), separators=(",", ":"), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a value of JSON with None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

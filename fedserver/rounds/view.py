@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, case, func, select
 
 from fedserver.errors import RunStateError, UnknownRunError
 from fedserver.rounds.engine import ACTIVE, ENDED, Engine
+from fedserver.rounds.lines import finite
 from fedserver.rounds.presence import Profile
 from fedserver.rounds.private import statement
 from fedserver.storage.schema import certificates, clients, members, rounds, runs, tasks
@@ -133,7 +134,7 @@ def list_clients(engine: Engine) -> list[dict[str, Any]]:
             "workloads": row.capabilities["workloads"],
             "revoked": row.revoked or held.get(row.name, _NONE)["revoked"],
             "certificate_expires": held.get(row.name, _NONE)["certificate_expires"],
-            **_finite(row.profile),  # as records of older versions may not be
+            **finite(row.profile),  # as records of older versions may not be
         }
         for row in rows
     ]
