@@ -149,7 +149,7 @@ def _planned(row: TensorInfo, plan: Plan) -> str:
 
 
 def _is_dense(row: TensorInfo, plan: Plan) -> bool:
-    if plan.layout == "planes" or row.dtype != "float32" or plan.withholds(row.unit):
+    if plan.layout == "planes" or not row.takes_wire_bits or plan.withholds(row.unit):
         return True
     return plan.up_bits == FULL_PRECISION
 
@@ -185,8 +185,7 @@ def unit_norms(reader: PayloadReader, ticket: Ticket) -> dict[str, float]:
             row, tensor = ticket.table[name], reader[name]
             if not np.issubdtype(np.dtype(tensor.dtype), np.floating):
                 continue  # counters
-            # As in the fold: only float32 tensors travel as differences.
-            is_delta = ticket.plan.sends_delta_of(row.unit) and tensor.dtype == "float32"
+            is_delta = ticket.plan.sends_delta_of(row)
             base, mask = None if is_delta else state[name], _mask(row, ticket)
             squares[row.unit] = squares.get(row.unit, 0.0) + _squares(tensor, base, mask)
     return {unit: math.sqrt(total) for unit, total in squares.items()}
