@@ -183,7 +183,9 @@ class _Folding:
             stop = min(start + TILE, flat.size)
             with np.errstate(over="ignore", invalid="ignore"):
                 reduced = reduce(flat[start:stop], start)
-            new[start:stop] = self.finish_tile(flat[start:stop], reduced)
+            # Statistics end with the mean: to go beyond one of variances can end below zero.
+            finished = self.finish_tile(flat[start:stop], reduced) if row.parameter else reduced
+            new[start:stop] = finished
             if not np.isfinite(new[start:stop]).all():
                 raise AggregationError(
                     f"the mean of {row.name} is not finite: the updates of "
