@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from motley.errors import PlanError
 from motley.sparsity import Sparsity
 from motley.workload import Scalar
+
+if TYPE_CHECKING:
+    from motley.models.units import TensorInfo
 
 FULL_PRECISION = 32
 """The bit-width that stands for fp32, in plans and in run files."""
@@ -37,7 +40,8 @@ class Plan:
     settings: Mapping[str, Scalar] = field(default_factory=dict)
     """The algorithm's settings for this client: the run's, with the tier's on top."""
     up_bits: int = FULL_PRECISION
-    """Bit-width of the upload: 32 sends values, 1 to 8 send quantized deltas."""
+    """Bit-width of the upload: 32 sends values, 1 to 8 send quantized deltas. As the broadcast's
+    it applies to float32 parameters; buffers travel as values (`TensorInfo.takes_wire_bits`)."""
     down_bits: int = FULL_PRECISION
     """Bit-width of the broadcast that this client is offered."""
     iteration: int = 0
@@ -90,9 +94,12 @@ class Plan:
         sparsity = self.sparsity
         return sparsity is not None and sparsity.final_stays and unit == sparsity.final
 
-    def sends_delta_of(self, unit: str) -> bool:
-        """Tell whether a unit goes up as differences: what never came down goes up as values."""
-        return self.sends_delta and not self.withholds(unit)
+    def sends_delta_of(self, row: TensorInfo) -> bool:
+        """Tell whether a tensor goes up as differences.
+
+        What never came down goes up as values, and so does what low bit-widths do not apply to.
+        """
+        return self.sends_delta and row.takes_wire_bits and not self.withholds(row.unit)
 
     def planes_of(self, unit: str, *, quantized: bool) -> int:
         """Return the width at which a tensor of a unit travels in planes; 0: it does not."""

@@ -111,8 +111,8 @@ class _View:
     @classmethod
     def of(cls, row: TensorInfo, reader: PayloadReader, contribution: Contribution) -> _View:
         tensor = reader[row.name]
-        # Only float32 tensors travel as differences (motley/execution).
-        is_delta = contribution.is_delta and row.dtype == "float32"
+        # As `Plan.sends_delta_of` says (motley/execution).
+        is_delta = contribution.is_delta and row.takes_wire_bits
         is_delta = is_delta and row.unit not in contribution.values_of
         mask = contribution.masks(row) if contribution.masks else None
         return cls(reader, tensor if mask is None else tensor.under(mask), is_delta, mask)
@@ -183,7 +183,9 @@ class _Folding:
             stop = min(start + TILE, flat.size)
             with np.errstate(over="ignore", invalid="ignore"):
                 reduced = reduce(flat[start:stop], start)
-            new[start:stop] = self.finish_tile(flat[start:stop], reduced)
+            # Statistics end with the mean: to go beyond one of variances can end below zero.
+            finished = self.finish_tile(flat[start:stop], reduced) if row.parameter else reduced
+            new[start:stop] = finished
             if not np.isfinite(new[start:stop]).all():
                 raise AggregationError(
                     f"the mean of {row.name} is not finite: the updates of "

@@ -86,7 +86,8 @@ class Form:
     """How a broadcast is encoded: clients whose plans say the same share one payload."""
 
     bits: int
-    """Of float32 tensors that are not in planes: 32, 16 or, quantized, 1 to 8."""
+    """Of float32 tensors that are not in planes: 32, 16 or, quantized, 1 to 8. The last of
+    parameters alone: buffers then travel as values."""
     widths: tuple[tuple[str, int], ...] = ()
     """Magnitude planes by unit, in order of name."""
     whole: tuple[str, ...] = ()
@@ -180,11 +181,9 @@ class OpenJob:
     def _encode_values(
         self, row: TensorInfo, values: npt.NDArray[np.generic], form: Form
     ) -> EncodedTensor:
-        if row.dtype != "float32":
-            return encode_dense(values)
-        if form.bits == HALF:
+        if form.bits == HALF and row.dtype == "float32":
             return encode_dense(values, "float16")
-        if form.bits == FULL_PRECISION:
+        if form.bits == FULL_PRECISION or not row.takes_wire_bits:
             return encode_dense(values)
         seed = self.context.runfile.run.seed
         rng = numpy_generator(seed, "broadcast", self.round, form.bits, row.name)

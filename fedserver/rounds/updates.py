@@ -24,6 +24,8 @@ from motley.wire import (
     PayloadReader,
     UniformOffset,
     UniformPlanes,
+    encode_dense,
+    quantize_planes,
 )
 
 
@@ -149,7 +151,7 @@ def _planned(row: TensorInfo, plan: Plan) -> str:
 
 
 def _is_dense(row: TensorInfo, plan: Plan) -> bool:
-    if plan.layout == "planes" or row.dtype != "float32" or plan.withholds(row.unit):
+    if plan.layout == "planes" or not row.takes_wire_bits or plan.withholds(row.unit):
         return True
     return plan.up_bits == FULL_PRECISION
 
@@ -176,8 +178,9 @@ def _measure(reader: PayloadReader, ticket: Ticket) -> dict[str, float]:
 def unit_norms(reader: PayloadReader, ticket: Ticket) -> dict[str, float]:
     """Return the L2 norm of each unit's floating-point tensors against the broadcast.
 
-    Values are compared with the global state, which is the broadcast wherever values travel; of
-    a sparse update, those that it holds. Memory is a few tiles.
+    Values are compared with what the client was sent: the global state, in planes and halves where
+    the plan says so; of a sparse update, those that it holds. Memory is a few tiles, or one tensor
+    where planes or halves are made.
     """
     squares: dict[str, float] = {}
     with PayloadReader(ticket.state, ticket.table.tensor_table) as state:
@@ -185,11 +188,20 @@ def unit_norms(reader: PayloadReader, ticket: Ticket) -> dict[str, float]:
             row, tensor = ticket.table[name], reader[name]
             if not np.issubdtype(np.dtype(tensor.dtype), np.floating):
                 continue  # counters
-            # As in the fold: only float32 tensors travel as differences.
-            is_delta = ticket.plan.sends_delta_of(row.unit) and tensor.dtype == "float32"
-            base, mask = None if is_delta else state[name], _mask(row, ticket)
+            is_delta = ticket.plan.sends_delta_of(row)
+            base = None if is_delta else _as_broadcast(row, state[name], ticket.plan)
+            mask = _mask(row, ticket)
             squares[row.unit] = squares.get(row.unit, 0.0) + _squares(tensor, base, mask)
     return {unit: math.sqrt(total) for unit, total in squares.items()}
+
+
+def _as_broadcast(row: TensorInfo, tensor: EncodedTensor, plan: Plan) -> EncodedTensor:
+    """Return a tensor of the global state as `OpenJob` encodes it where values travel."""
+    planes = plan.planes_of(row.unit, quantized=row.quantized)
+    if planes:
+        return quantize_planes(tensor.decode(), planes)
+    kind = _kind(row, plan)
+    return tensor if kind == row.dtype else encode_dense(tensor.decode(), kind)
 
 
 def _squares(tensor: EncodedTensor, base: EncodedTensor | None, mask: Mask | None) -> float:

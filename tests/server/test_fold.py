@@ -13,6 +13,7 @@ import pytest
 from fedserver.aggregation.fold import Contribution, fold
 from fedserver.aggregation.reducers import Reducer, median, reduce_present, weighted_mean
 from fedserver.errors import AggregationError
+from motley.algorithms.pfedme import PFedMe
 from motley.models.units import TensorInfo, UnitTable
 from motley.wire import (
     BitMask,
@@ -166,6 +167,34 @@ def test_a_mean_of_one_after_the_other_is_the_mean_of_all_at_once(
     at_once = run_fold(tmp_path, draw(99), contributions, lambda v, w: weighted_mean(v, w))
     for name, values in at_once.items():
         np.testing.assert_array_equal(streamed[name], values)
+
+
+def test_a_servers_step_beyond_the_mean_is_for_parameters_alone(tmp_path: Path) -> None:
+    """A variance that fell from 1,000 to 0.001 would be one of -2,999 with pFedMe's beta of 4."""
+    table = UnitTable(
+        (
+            TensorInfo("w", (2,), "float32", "norm", False),
+            TensorInfo("v", (2,), "float32", "norm", False, parameter=False),
+        )
+    )
+
+    def filled(name: str, value: float) -> Path:
+        values = np.full(2, value, np.float32)
+        encoded = [(row.name, encode_dense(values)) for row in table]
+        write_payload(tmp_path / name, encoded, table.tensor_table)
+        return tmp_path / name
+
+    fold(
+        table=table,
+        state=filled("state", 1000.0),
+        contributions=[Contribution("c0", filled("c0", 1e-3), False, 1.0)],
+        reducer=weighted_mean,
+        finish_tile=PFedMe.configure({"server_rate": 4.0}).finish_tile,
+        out=tmp_path / "out",
+    )
+    with PayloadReader(tmp_path / "out", table.tensor_table) as reader:
+        np.testing.assert_allclose(reader["w"].decode(), -2999.996, rtol=1e-6)
+        np.testing.assert_array_equal(reader["v"].decode(), np.float32(1e-3))
 
 
 def test_memory_does_not_grow_with_clients(tmp_path: Path) -> None:

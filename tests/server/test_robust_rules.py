@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 
 from fedserver.aggregation.fold import Contribution, fold
 from fedserver.aggregation.reducers import median, trimmed_mean
+from fedserver.rounds.jobs import Form
 from fedserver.rounds.replay import plan_replay
-from fedserver.rounds.tasks import Receipt
+from fedserver.rounds.tasks import Receipt, Ticket
+from fedserver.rounds.updates import unit_norms
 from motley.errors import RunFileError, UpdateError
-from motley.models.units import TensorInfo, UnitTable
+from motley.models.units import TensorInfo, UnitTable, fresh_tensors, variant_table
+from motley.plan import Plan
 from motley.runfile import parse
-from motley.wire import PayloadReader, encode_dense, write_payload
+from motley.wire import PayloadReader, encode_dense, quantize_planes, write_payload
+from motley.workloads.digits import Digits
 
 WEIGHTS = np.ones(1)
 
@@ -160,6 +164,44 @@ def test_an_update_too_far_from_the_broadcast_is_refused_with_its_norm(
         bench.send("c1", moved(before, 2 * step))
     assert "learning_rate" in str(caught.value)
     assert bench.record(run_id)["round"] == 0
+
+
+@pytest.mark.parametrize("tail_bits", [16, 32])
+@pytest.mark.parametrize("bits", [1, 4])
+def test_an_update_in_planes_is_measured_against_what_the_client_was_sent(
+    tmp_path: Path, bits: int, tail_bits: int
+) -> None:
+    """Quantization alone is no distance: of the state in full precision both would be far."""
+    variant = Digits().variants()["mlp"]
+    table = variant_table(variant, ends=True)
+    values = fresh_tensors(variant, 0)
+    write_payload(
+        tmp_path / "state",
+        [(name, encode_dense(value)) for name, value in values.items()],
+        table.tensor_table,
+    )
+    plan = Plan(
+        variant="mlp",
+        bits=dict.fromkeys(table.quantized_units, bits),
+        layout="planes",
+        tail_bits=tail_bits,
+    )
+    form, tail = Form.of(plan), "float16" if tail_bits == 16 else None
+    ticket = Ticket(
+        task_id="t", client="c", plan=plan, table=table, state=tmp_path / "state", max_norm=None
+    )
+    for by in (0.0, 0.5):
+        update = [
+            (row.name, quantize_planes(values[row.name], form.planes[row.unit]))
+            if row.quantized
+            else (row.name, encode_dense(values[row.name] + np.float32(by), tail))
+            for row in table
+        ]
+        write_payload(tmp_path / "update", update, table.tensor_table)
+        with PayloadReader(tmp_path / "update", table.tensor_table) as reader:
+            norm = math.hypot(*unit_norms(reader, ticket).values())
+        count = sum(row.size for row in table if not row.quantized)
+        assert norm == pytest.approx(by * math.sqrt(count), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ class Algorithm(ABC):
     """Whether a run file may put a median or trimmed mean, which know no weights, in its place."""
 
     def finish_tile(self, state: FloatArray, reduced: FloatArray) -> FloatArray:
-        """Turn a reduced tile into the new global state's tile. Default: take it as it is."""
+        """Turn a reduced tile of a parameter into the new state's. Default: take it as it is."""
         return reduced
 
     # --- client half -------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from motley.algorithms.base import Broadcast, ClientContext, FloatArray, Settings, Tensors, Trained
@@ -92,8 +91,7 @@ class PFedMe(PersonalModel):
         loss = take_steps(context, settings.local_steps, step)
         # The copy of w never sees data: its layers' statistics are the personal model's.
         shared.adopt_buffers(theta)
-        trained = set(shared.names)
-        return self._trained(context, broadcast, shared.tensors(), theta.tensors(), trained, loss)
+        return self._trained(context, shared.tensors(), theta.tensors(), loss)
 
     trains_together: ClassVar[bool] = True
 
@@ -117,14 +115,12 @@ class PFedMe(PersonalModel):
         step = self._step(first.workload, theta, shared, feed)
         losses = take_steps_together(contexts, settings.local_steps, step)
         shared.adopt_buffers(theta)
-        trained = set(shared.names)
         return [
             loss
             if isinstance(loss, TrainingError)
-            else self._trained(context, broadcast, update, personal, trained, loss)
-            for context, broadcast, update, personal, loss in zip(
+            else self._trained(context, update, personal, loss)
+            for context, update, personal, loss in zip(
                 contexts,
-                broadcasts,
                 shared.tensors_of_all(),
                 theta.tensors_of_all(),
                 losses,
@@ -154,18 +150,12 @@ class PFedMe(PersonalModel):
         return step
 
     def _trained(
-        self,
-        context: ClientContext,
-        broadcast: Broadcast,
-        update: Tensors,
-        personal: Tensors,
-        trained: set[str],
-        loss: float,
+        self, context: ClientContext, update: Tensors, personal: Tensors, loss: float
     ) -> Trained:
         from motley.training.personal import full_precision_state
 
         return Trained(
-            update=self._with_plain_statistics(update, trained, broadcast),
+            update=update,
             personal=full_precision_state(personal),
             samples=len(context.data.train),
             metrics={"loss": loss},
@@ -176,20 +166,3 @@ class PFedMe(PersonalModel):
         from motley.training.personal import full_precision_state
 
         return full_precision_state(initial_model(context)) if personal is None else personal
-
-    def _with_plain_statistics(
-        self, update: Tensors, trained: set[str], broadcast: Broadcast
-    ) -> Tensors:
-        """Return an update of whose statistics the server ends with the mean, whatever β is.
-
-        Going beyond a mean of variances can end below zero.
-        """
-        rate = self.settings.server_rate
-        if rate == 1:
-            return update
-        for name, values in update.items():
-            if name not in trained and np.issubdtype(values.dtype, np.floating):
-                old = broadcast.tensors[name]
-                beyond = np.subtract(values, old) / rate
-                update[name] = np.add(old, beyond).astype(values.dtype)
-        return update

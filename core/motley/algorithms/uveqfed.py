@@ -38,6 +38,7 @@ from motley.algorithms.base import (
 )
 from motley.algorithms.fedpaq import FedPAQ, FedPAQSettings
 from motley.errors import TrainingError
+from motley.models.units import UnitTable
 from motley.plan import Plan
 from motley.seeding import dither_seed
 from motley.wire import EncodedTensor, quantize_lattice
@@ -71,7 +72,8 @@ class UVeQFed(FedPAQ):
         self, context: ClientContext, broadcast: Broadcast, personal: Tensors | None
     ) -> Trained:
         """Run τ SGD steps and put the differences to the broadcast on the lattice."""
-        return self._on_lattice(context, broadcast, super().train(context, broadcast, personal))
+        trained = super().train(context, broadcast, personal)
+        return self._on_lattice(context, _table(context), broadcast, trained)
 
     def train_together(
         self,
@@ -83,17 +85,20 @@ class UVeQFed(FedPAQ):
         found = super().train_together(contexts, broadcasts, personals)
         if found is None:
             return None
+        table = _table(contexts[0])
         return [
-            one if isinstance(one, TrainingError) else self._on_lattice(context, broadcast, one)
+            one
+            if isinstance(one, TrainingError)
+            else self._on_lattice(context, table, broadcast, one)
             for context, broadcast, one in zip(contexts, broadcasts, found, strict=True)
         ]
 
     def _on_lattice(
-        self, context: ClientContext, broadcast: Broadcast, trained: Trained
+        self, context: ClientContext, table: UnitTable, broadcast: Broadcast, trained: Trained
     ) -> Trained:
         update: dict[str, Array | EncodedTensor] = {
             name: values
-            if isinstance(values, EncodedTensor) or values.dtype != np.float32
+            if isinstance(values, EncodedTensor) or not context.plan.sends_delta_of(table[name])
             else self._encode(context, name, np.subtract(values, broadcast.tensors[name]))
             for name, values in trained.update.items()
         }
@@ -110,3 +115,9 @@ class UVeQFed(FedPAQ):
             dither_seed(task.run_seed, task.round, task.client, name),
             0.0 if reach == "all" else reach,
         )
+
+
+def _table(context: ClientContext) -> UnitTable:
+    from motley.models.units import variant_table
+
+    return variant_table(context.workload.variants()[context.task.global_variant])

@@ -32,7 +32,7 @@ def encode_update(
             yield name, values
             continue
         row = table[name]
-        is_delta = task.plan.sends_delta_of(row.unit) and values.dtype == np.float32
+        is_delta = task.plan.sends_delta_of(row)
         sent = np.subtract(values, received.values(name)) if is_delta else values
         mask = None if masks is None else masks(row)
         if mask is None:

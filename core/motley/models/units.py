@@ -57,6 +57,15 @@ class TensorInfo:
         """Bytes in memory."""
         return self.size * np.dtype(self.dtype).itemsize
 
+    @property
+    def takes_wire_bits(self) -> bool:
+        """Whether `up_bits` and `down_bits` apply to it, and with them differences.
+
+        Buffers travel as values: a step is as wide as a tensor's range allows, and a running
+        variance far below it would end below zero.
+        """
+        return self.parameter and self.dtype == "float32"
+
 
 @dataclass(frozen=True)
 class UnitTable:
