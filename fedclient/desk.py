@@ -216,6 +216,14 @@ async def send(desk: Desk, update: Update) -> bool:
         await desk.connection.report(meta.task_id, failure=failure)
         desk.outbox.remove(meta.task_id)
         return False
+    except (MotleyError, OSError):
+        raise
+    except Exception as error:  # or it would be met again at each start
+        told.exception("update_dropped")
+        failure = _failure("crash", f"{type(error).__name__}: {error}", permanent=False)
+        await desk.connection.report(meta.task_id, failure=failure)
+        desk.outbox.remove(meta.task_id)
+        return False
     status = _STATUS_WORDS.get(receipt.status, "unknown")
     told.info("update_sent", status=status, size=meta.size, duplicate=receipt.duplicate)
     desk.outbox.remove(meta.task_id)

@@ -25,7 +25,7 @@ def told(message: str) -> str:
 
     Names of files may be any bytes, and reach Python as characters that no message can hold.
     """
-    return message[:MOST_WORDS].encode(errors="backslashreplace").decode()
+    return message.encode(errors="backslashreplace").decode()[:MOST_WORDS]
 
 
 class Message(BaseModel):

@@ -25,6 +25,7 @@ from fedserver.cli_options import (
     steers,
     watch_ports,
 )
+from fedserver.rounds.lines import finite
 from motley import __version__
 from motley.command_line import Program
 from motley.errors import MotleyError
@@ -201,7 +202,7 @@ def runs(operator: Operator, json_output: JsonOption = False) -> None:
     """List runs, the newest first."""
     records = operator.runs()
     if json_output:
-        print(json.dumps(records))
+        print(json.dumps(finite(records)))
     else:
         from fedserver.display import print_runs
 
@@ -234,7 +235,7 @@ def show(
     if bits:
         display.show_widths(record, round_number, png, as_json=json_output)
     elif json_output:
-        print(json.dumps(record))
+        print(json.dumps(finite(record)))
     else:
         display.print_run(record)
 
@@ -257,7 +258,7 @@ def _follow(operator: Operator, run: str, json_output: bool, *, whole: bool) -> 
     status, records = "", operator.watch(run)
     if json_output:
         for record in records:
-            print(json.dumps(record), flush=True)
+            print(json.dumps(finite(record)), flush=True)
             status = record["status"]
     else:
         from fedserver.display import follow
@@ -340,7 +341,7 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
         agreed, total = agreed + record["agrees"], total + 1
         pruned += record["pruned"]
         if json_output:
-            print(json.dumps(record), flush=True)
+            print(json.dumps(finite(record)), flush=True)
         else:
             word = "agrees" if record["agrees"] else f"DIFFERS {record['problem']}"
             word = record["problem"] if record["pruned"] else word

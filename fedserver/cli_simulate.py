@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fedserver.cli_options import JsonOption, WorkloadOption, read_run_file
+from fedserver.rounds.lines import finite
 from motley.errors import MotleyError
 from motley.logs import LogFormat, configure, in_words
 
@@ -134,7 +135,7 @@ def _print(result: SimulationResult, data: Path | None, json_output: bool) -> No
         "client_steps": result.client_steps,
     }
     if json_output:
-        print(json.dumps({**summary, "record": result.record}))
+        print(json.dumps(finite({**summary, "record": result.record})))
         return
     from fedserver.display import client_table, console, print_promises
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fedserver.cli_options import check_target
 from fedserver.heat_map import heat_map
+from fedserver.rounds.lines import finite
 from fedserver.widths import RoundWidths, round_widths
 from motley.errors import MotleyError
 from motley.logs import in_words, printable
@@ -194,7 +195,7 @@ def show_widths(record: dict[str, Any], number: int, png: Path | None, *, as_jso
             json.dumps({"file": str(png), "bytes": size}) if as_json else f"{png}: {size:,} bytes"
         )
     elif as_json:
-        print(json.dumps(widths.to_json()))
+        print(json.dumps(finite(widths.to_json())))
     else:
         screen = console()
         screen.print(heat_map(widths, screen.width), highlight=False)

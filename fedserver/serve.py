@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 log = get_logger()
 
 
+LOOKING_SECONDS = 2.0
+"""How long a start waits for commands that look at the directory of a server that was killed."""
+
+
 async def serve(
     root: Path,
     address: str,
@@ -67,7 +71,7 @@ async def serve(
     allow_many_files()
     reuse_freed_memory(one_heap=True)
     _collect_seldom()
-    lock = lock_directory(root)
+    lock = lock_directory(root, patience=LOOKING_SECONDS)
     payloads = PayloadStore(root, reserve=reserve)
     sql = open_database(root)
     database = DatabaseThread()

@@ -88,3 +88,9 @@ def test_machines_get_fields_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_words(value: object, words: object) -> None:
     assert in_words(value) == words
+
+
+def test_spaces_of_all_kinds_are_shown_and_a_terminals_commands_written_out() -> None:
+    name = "Screenshot 10.00\u202fAM\u00a0\u3000\U0001f469\u200d\U0001f52c.png"
+    assert printable(name) == name
+    assert printable("\x1b[2J\u202e\x85") == "\\x1b[2J\\u202e\\x85"

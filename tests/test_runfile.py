@@ -7,7 +7,7 @@ import re
 import pytest
 
 from motley.errors import RunFileError
-from motley.runfile import parse
+from motley.runfile import LARGEST, parse
 
 GOOD = """
 [run]
@@ -93,6 +93,11 @@ def test_numbers_are_finite(old: str, field: str, value: str) -> None:
         parse(GOOD.replace(old, new, 1))
     (line,) = re.findall(rf"{re.escape(field)}.*", str(caught.value))
     assert line == f"{field}: Input should be a finite number (got {value})"
+
+
+def test_a_run_on_record_may_have_numbers_that_were_infinite() -> None:
+    text = GOOD.replace("[settings]", "[round]\ndeadline_seconds = inf\n\n[settings]")
+    assert parse(text, on_record=True).round.deadline_seconds == LARGEST
 
 
 def test_all_faults_are_named_at_once() -> None:

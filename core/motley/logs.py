@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -87,7 +88,14 @@ def printable(text: str) -> str:
     >>> printable("no [red] here\x1b[2J")
     'no [red] here\\x1b[2J'
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    return "".join(c if _is_shown(c) else repr(c)[1:-1] for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    """Tell whether a terminal only shows it: spaces of all kinds too, and what joins emoji."""
+    if character.isprintable() or character in "\n\t\u200d":
+        return True
+    return unicodedata.category(character) == "Zs"
 
 
 def _word(value: object) -> str:

@@ -258,10 +258,18 @@ class RunFile(_Section):
         return self
 
 
-def parse(text: str, source: str = "run file") -> RunFile:
-    """Read a run file's text; raise RunFileError with every fault, each naming its field."""
+LARGEST = 1e15
+"""What an infinite number of an older record counts as."""
+
+
+def parse(text: str, source: str = "run file", *, on_record: bool = False) -> RunFile:
+    """Read a run file's text; raise RunFileError with every fault, each naming its field.
+
+    `on_record`: it was taken once, perhaps by an older version that let numbers be infinite.
+    """
     try:
         document = tomllib.loads(text)
+        document = _bounded(document) if on_record else document
     except tomllib.TOMLDecodeError as error:
         raise RunFileError(f"{source} is not TOML: {error}") from None
     faults: list[str] = []
@@ -278,6 +286,12 @@ def parse(text: str, source: str = "run file") -> RunFile:
     if faults or runfile is None:
         raise RunFileError(f"{source} is not valid:\n  " + "\n  ".join(faults))
     return runfile
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _bounded(one) for name, one in value.items()}
+    return math.copysign(LARGEST, value) if value in (math.inf, -math.inf) else value
 
 
 def _settings_faults_of(document: Mapping[str, Any], named: set[str]) -> list[str]:

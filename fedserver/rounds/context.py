@@ -52,7 +52,7 @@ class RunContext:
     @classmethod
     def from_row(cls, row: Any) -> RunContext:
         """Build from a row of the `runs` table."""
-        runfile = parse(row.runfile, f"run file of {row.name}")
+        runfile = parse(row.runfile, f"run file of {row.name}", on_record=True)
         algorithm = registry.find(runfile.run.algorithm).configure(runfile.settings)
         model = ModelInfo.from_json(row.model) if row.model else None
         return cls(id=row.id, name=row.name, runfile=runfile, algorithm=algorithm, model=model)

@@ -100,9 +100,11 @@ class FederationService(federation_pb2_grpc.FederationServicer):
         if self._calls:
             # They still close files and count bytes, on threads that end here.
             await asyncio.wait(self._calls, timeout=ENDING_SECONDS)
-        await self._quota.save_all()
-        await self._database(self._standing.note_seen, self._engine.presence.seen())
-        self._files.close()
+        try:
+            await self._quota.save_all()
+            await self._database(self._standing.note_seen, self._engine.presence.seen())
+        finally:
+            self._files.close()
 
     # --- check-in ----------------------------------------------------------------------------
 

@@ -46,10 +46,11 @@ FOREIGN_NAMES = {"lost+found"}
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def lock_directory(root: Path) -> IO[str]:
+def lock_directory(root: Path, *, patience: float = 0.0) -> IO[str]:
     """Take the data directory for this process; raise DataDirectoryError when it is taken.
 
-    The lock goes with the process, however it ends; keep the returned file open.
+    The lock goes with the process, however it ends; keep the returned file open. `patience`:
+    seconds to wait for one who only looks at what is there.
     """
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -64,15 +65,20 @@ def lock_directory(root: Path) -> IO[str]:
         raise DataDirectoryError(
             f"data directory {root} cannot be used: {error.strerror}; give another with --data"
         ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise DataDirectoryError(
-            f"data directory {root} is in use by another fedserver; stop it, or give another "
-            f"directory with --data"
-        ) from None
-    return handle
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError:
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
+            handle.close()
+            raise DataDirectoryError(
+                f"data directory {root} is in use by another fedserver; stop it, or give another "
+                f"directory with --data"
+            ) from None
 
 
 def open_database(root: Path, *, synced: bool = True) -> SqlEngine:

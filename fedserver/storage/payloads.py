@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class PayloadStore:
         self._incoming = root / "incoming"
         self._scratch = root / "scratch"
         self._reserve = reserve
-        self._lock = threading.Lock()
+        self._lock, self._space = threading.Lock(), threading.Lock()
         self._claims: Counter[str] = Counter()
         self._coming: dict[str, tuple[Path, int]] = {}
         """Partial files, and the sizes they will have, of claimed tasks' uploads."""
@@ -63,13 +63,15 @@ class PayloadStore:
         return self._payloads / sha256[:2] / sha256
 
     def require(self, size: int) -> None:
-        """Raise StorageError unless `size` bytes are free beside the reserve and uploads' share."""
-        with self._lock:
-            self._require(size)
+        """Raise StorageError unless `size` bytes and the reserve are free.
 
-    def _require(self, size: int) -> None:
+        What uploads announced and did not send does not count: it must not hold up rounds.
+        """
+        self._require(size, [])
+
+    def _require(self, size: int, others: Sequence[tuple[Path, int]]) -> None:
         # Before the free space: what comes in between is counted twice rather than not at all.
-        coming = sum(max(0, whole - _length(partial)) for partial, whole in self._coming.values())
+        coming = sum(max(0, whole - _length(partial)) for partial, whole in others)
         found = os.statvfs(self._payloads)
         free = found.f_bavail * found.f_frsize
         if free < size + coming + self._reserve:
@@ -106,11 +108,15 @@ class PayloadStore:
                 partial.unlink()
                 found = 0
         if found < size:
-            with self._lock:
-                self._coming.pop(task_id, None)
-                self._require(size - found)
-                if task_id in self._claims:
-                    self._coming[task_id] = (partial, size)
+            # The disk may be slow, and the other lock is asked for where calls are answered.
+            with self._space:
+                with self._lock:
+                    self._coming.pop(task_id, None)
+                    others = list(self._coming.values())
+                self._require(size - found, others)
+                with self._lock:
+                    if task_id in self._claims:
+                        self._coming[task_id] = (partial, size)
         return target
 
     def drop_incoming(self, task_id: str, *, but: Path | None = None) -> None:

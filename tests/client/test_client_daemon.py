@@ -217,6 +217,24 @@ def test_a_kept_update_is_sent_before_anything_else(options, daemon):
     run(body)
 
 
+def test_a_kept_update_that_cannot_be_sent_is_given_up_and_told(options, daemon, monkeypatch):
+    async def crash(*_):
+        raise ValueError("nobody foresaw this")
+
+    async def body():
+        server = await FakeServer().start()
+        settings = options(server)
+        (settings.state / "outbox").mkdir(parents=True)
+        put_update(Outbox(settings.state / "outbox"), random_bytes(2000), "task-before")
+        monkeypatch.setattr("fedclient.desk.upload", crash)
+        async with daemon(settings):
+            await server.until(lambda: len(server.check_ins) > 1)
+        assert [report.failure.code for report in server.reports] == ["crash"]
+        assert not list((settings.state / "outbox").iterdir())
+
+    run(body)
+
+
 def test_a_task_whose_update_is_kept_is_not_trained_again(options, daemon):
     async def body():
         server, content = await FakeServer().start(), random_bytes(5000)

@@ -57,7 +57,7 @@ def test_words_of_any_file_name_and_length_can_be_told():
     failed = failure(DataError(f"{name}: no picture {'x' * 10_000}"), 0, may_restart=False)
     told = read_reply.validate_json(failed.line())
     assert told.message.startswith("caf\\udce9.png: no picture xxx")
-    assert len(told.message) <= MOST_WORDS + 10
+    assert len(told.message) == MOST_WORDS
 
 
 STUBBORN = """

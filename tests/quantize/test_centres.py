@@ -65,6 +65,8 @@ def test_schedule_follows_the_run() -> None:
     schedule = Schedule(iterations_per_epoch=10, decay=0.5, freeze_at=25)
     assert [schedule.rate(1.0, t) for t in (0, 9, 10, 25)] == [1.0, 1.0, 0.5, 0.25]
     assert [schedule.penalty(2.0, t) for t in (0, 9, 10, 24, 25, 90)] == [2, 2, 4, 6, 0, 0]
+    assert [schedule.penalty(2.0, t, frozen=False) for t in (24, 25, 30)] == [6, 6, 8]
+    assert schedule.penalty(2.0, 0, frozen=True) == 0
     assert [schedule.frozen(t) for t in (24, 25)] == [False, True]
     assert not Schedule(iterations_per_epoch=1).frozen(10**9)
 

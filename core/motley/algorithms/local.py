@@ -125,7 +125,7 @@ class AlternatingSettings(ProximalSettings):
         return Rates(
             weights=schedule.rate(self.learning_rate, iteration),
             centres=schedule.rate(self.centre_rate * factor, iteration),
-            penalty=schedule.penalty(penalty, iteration),
+            penalty=schedule.penalty(penalty, iteration, frozen=frozen),
             weight_decay=self.weight_decay,
         )
 

@@ -45,7 +45,7 @@ class ProxQuantSettings(ProximalSettings):
         """Return the step sizes of an iteration; `penalty` is λ₀ with the ½."""
         return Rates(
             weights=schedule.rate(self.learning_rate, iteration),
-            penalty=schedule.penalty(penalty, iteration),
+            penalty=schedule.penalty(penalty, iteration, frozen=frozen),
             weight_decay=self.weight_decay,
         )
 

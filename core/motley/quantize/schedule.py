@@ -27,9 +27,13 @@ class Schedule:
         """Return a learning rate at an iteration."""
         return float(initial * self.decay ** self.epoch(iteration))
 
-    def penalty(self, initial: float, iteration: int) -> float:
-        """Return λ at an iteration: λ₀ (e + 1), or 0 in fine-tuning."""
-        return 0.0 if self.frozen(iteration) else initial * (self.epoch(iteration) + 1)
+    def penalty(self, initial: float, iteration: int, *, frozen: bool | None = None) -> float:
+        """Return λ at an iteration: λ₀ (e + 1), or 0 in fine-tuning.
+
+        `frozen`: whether a client is in it, who may have come late; default: as the run is.
+        """
+        tuning = self.frozen(iteration) if frozen is None else frozen
+        return 0.0 if tuning else initial * (self.epoch(iteration) + 1)
 
     def frozen(self, iteration: int) -> bool:
         """Tell whether an iteration belongs to fine-tuning."""
