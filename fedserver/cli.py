@@ -191,7 +191,7 @@ def submit(
     """Queue a run."""
     text = read_run_file(runfile)
     run_id = operator.submit(text, str(runfile))
-    _print_reply((run_id, "queued"), json_output, goes_on=True)
+    _print_reply((run_id, "queued"), json_output, operator)
     if watch_it:
         _follow(operator, run_id, json_output, whole=True)
 
@@ -279,7 +279,7 @@ def stop(operator: Operator, run: RunArgument, json_output: JsonOption = False) 
 @steers
 def resume(operator: Operator, run: RunArgument, json_output: JsonOption = False) -> None:
     """Put a paused or stopped run back into the queue."""
-    _print_reply(operator.resume(run), json_output, goes_on=True)
+    _print_reply(operator.resume(run), json_output, operator)
 
 
 @app.command()
@@ -291,7 +291,7 @@ def extend(
     json_output: JsonOption = False,
 ) -> None:
     """Add rounds to a run; one that has finished goes on."""
-    _print_reply(operator.extend(run, rounds), json_output, goes_on=True)
+    _print_reply(operator.extend(run, rounds), json_output, operator)
 
 
 @app.command()
@@ -356,12 +356,16 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
         raise typer.Exit(1)
 
 
-def _print_reply(reply: tuple[str, str], json_output: bool, *, goes_on: bool = False) -> None:
+def _print_reply(
+    reply: tuple[str, str], json_output: bool, goes_on_at: Operator | None = None
+) -> None:
     run_id, status = reply
     if json_output:
         print(json.dumps({"run_id": run_id, "status": status}))
     else:
-        hint = f"; follow it with `fedserver watch {run_id}`" if goes_on else ""
+        hint = ""
+        if goes_on_at is not None:
+            hint = f"; follow it with `fedserver watch {run_id}{goes_on_at.options}`"
         print(f"run {run_id} is {status}{hint}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
@@ -99,8 +100,9 @@ def read_run_file(path: Path) -> str:
     except OSError as error:
         raise RunFileError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise RunFileError(
-            f"{path} is not UTF-8, as a run file must be: see its byte {error.start}"
+            f"{path} is not UTF-8, as a run file must be: see line {line}, and save it as UTF-8"
         ) from None
 
 
@@ -118,6 +120,7 @@ def steers(command: Callable[..., None]) -> Callable[..., None]:
     def run(**arguments: Any) -> None:
         data, operator, server = (arguments.pop(name) for name in options)
         with connect(data, operator, server) as connection:
+            connection.options = _said(data, operator, server)
             command(connection, **arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -129,6 +132,12 @@ def steers(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature([*given, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in (*given, *added)}
     return run
+
+
+def _said(data: Path | None, operator: Path | None, server: str) -> str:
+    """Return the options that chose a server, for commands that a user is told to type next."""
+    given = {"data": data, "operator": operator, "server": server}
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value)
 
 
 def connect(data: Path | None, operator: Path | None, server: str) -> Any:

@@ -72,8 +72,8 @@ def simulate(
     # Before torch is imported: threads that spin while they wait take the cores from each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     use_huge_pages()  # gradients of a batch of clients are made and freed in each step
-    configure(LogFormat.CONSOLE, logging.WARNING)
     text = read_run_file(runfile)
+    configure(LogFormat.CONSOLE, logging.WARNING)
     parsed = parse(text, str(runfile))
     population = population_of(
         parsed,

@@ -41,6 +41,9 @@ _OPTIONS = [("grpc.max_receive_message_length", -1)]  # records of long runs are
 class Operator:
     """A connection to the server of a data directory, or to one on another machine."""
 
+    options = ""
+    """What a command was given to choose this server, to be said again: ` --data FOLDER`."""
+
     def __init__(self, root: Path, channel: grpc.Channel | None = None, server: str = "") -> None:
         """Connect to the socket of a data directory, or use the channel to `server`."""
         self._root, self._server = root, server

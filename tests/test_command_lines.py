@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import fedclient.cli
 import fedserver.cli
+from fedserver.client import Operator
 from motley.command_line import Program
 from motley.errors import RunFileError
 
@@ -65,3 +67,13 @@ def test_a_run_file_that_is_not_utf_8_is_refused(tmp_path: Path, command: list[s
     told = CliRunner().invoke(fedserver.cli.app, [*command, str(latin)])
     assert isinstance(told.exception, RunFileError)
     assert "is not UTF-8" in str(told.exception)
+
+
+@pytest.mark.parametrize("more", [(), ("--data", "my folder")])
+def test_the_command_that_is_told_next_names_the_same_server(
+    more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Operator, "extend", lambda *_: ("0d5a1791", "queued"))
+    result = CliRunner().invoke(fedserver.cli.app, ["extend", "run", "--rounds", "1", *more])
+    told = shlex.join(["fedserver", "watch", "0d5a1791", *more])
+    assert result.output == f"run 0d5a1791 is queued; follow it with `{told}`\n"

@@ -15,7 +15,7 @@ from fedserver.rounds.exclusion import forgive, keep_out
 from fedserver.rounds.private import refuse_extension, refuse_unplannable
 from fedserver.storage.schema import members, rounds, runs, tasks
 from motley import plugins
-from motley.errors import RunFileError, WorkloadError
+from motley.errors import RunFileError, did_you_mean
 from motley.runfile import parse
 
 log = get_logger()
@@ -31,11 +31,14 @@ class RunDesk:
         """Queue a run and return its id; raise RunFileError when the file is not valid."""
         runfile = parse(text, source)
         refuse_unplannable(runfile)
-        try:
-            # Told to whoever submits it; when the run's turn comes, nobody may be looking.
-            plugins.check(runfile.workload.name, self._engine.mappings)
-        except WorkloadError as error:
-            raise RunFileError(f"{source}: workload.name: on the server, {error}") from None
+        # Told to whoever submits it: when the run's turn comes, nobody may be looking.
+        name, known = runfile.workload.name, plugins.available(self._engine.mappings)
+        if name not in known:
+            raise RunFileError(
+                f"{source} is not valid:\n  workload.name: the server has no workload {name!r}"
+                f"{did_you_mean(name, known)} (known: {', '.join(sorted(known))}; another one is "
+                f"mapped by `fedserver serve --workload {name}=module:object`)"
+            )
         run_id = uuid.uuid4().hex[:8]
         with self._engine.database.begin() as tx:
             # Resolved now: later this run would be the newest of its own name.

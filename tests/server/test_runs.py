@@ -71,7 +71,8 @@ def test_init_from_another_run(bench: Bench) -> None:
 def test_a_workload_that_the_server_has_not_is_refused_at_once(bench: Bench) -> None:
     text = runfile().replace('name = "digits"', 'name = "digitz"')
     assert text != runfile()
-    with pytest.raises(RunFileError, match=r"^test: workload\.name: on the server, .*'digits'"):
+    said = r"workload\.name: the server has no workload 'digitz'; did you mean 'digits'"
+    with pytest.raises(RunFileError, match=said):
         bench.runs.submit(text, "test")
     bench.settle()
     assert bench.next_task("c0") is None
