@@ -23,7 +23,8 @@ LONGEST_WAIT = 3600.0
 """Seconds between two looks at the clock at most: it may be put right, or the device may sleep."""
 LOOKS_AGAIN = (5.0, 20.0, 60.0, 180.0)
 """Seconds before each further look at a clock by which the certificate is of no use: GPS or NTP may
-have set it wrong for a moment, and a daemon that ends for that is not started again."""
+have set it wrong for a moment, and a daemon that ends for that is not started again. Certificates
+that live for less than an hour are looked at sooner: they do run out."""
 
 
 class Renewal:
@@ -67,8 +68,9 @@ class Renewal:
 
     async def _time(self) -> float:
         """Return what the clock says; raise CertificateError when it goes on to say: of no use."""
-        for wait in LOOKS_AGAIN:
-            now = self._clock()
+        held = self.identity.certificate
+        for pause in LOOKS_AGAIN:
+            wait, now = min(pause, (held.not_after - held.not_before) / 20), self._clock()
             try:
                 self.identity.check(now)
                 return now

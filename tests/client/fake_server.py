@@ -49,7 +49,7 @@ class FakeServer(FederationServicer):
     """Bytes after which the next streams break, in both directions; empty: none breaks."""
     damage_frames: int = 0
     damage_every: int = 0
-    """Of so many frames that go down one is damaged; 0: none."""
+    """Of so many frames of a download one is damaged; 0: none."""
     out_of_range: int = 0
     """So many downloads are refused for their offset."""
     final: grpc.StatusCode | None = None
@@ -70,7 +70,6 @@ class FakeServer(FederationServicer):
     def __post_init__(self) -> None:
         self._server: grpc.aio.Server | None = None
         self._changed = asyncio.Event()
-        self._sent = 0
 
     @property
     def address(self) -> str:
@@ -147,7 +146,7 @@ class FakeServer(FederationServicer):
         if self.out_of_range:
             self.out_of_range -= 1
             await context.abort(grpc.StatusCode.OUT_OF_RANGE, "[offset] beyond the payload")
-        data, at = self.payloads[request.sha256], request.offset
+        data, at, sent = self.payloads[request.sha256], request.offset, 0
         limit = self.break_after.popleft() if self.break_after else None
         while at < len(data):
             piece = data[at : at + FRAME]
@@ -155,8 +154,8 @@ class FakeServer(FederationServicer):
             if self.damage_frames:
                 self.damage_frames -= 1
                 crc ^= 1
-            self._sent += 1
-            if self.damage_every and self._sent % self.damage_every == 0:
+            sent += 1
+            if self.damage_every and sent % self.damage_every == 0:
                 crc ^= 1
             yield pb.Frame(offset=at, data=piece, crc32=crc)
             at += len(piece)
