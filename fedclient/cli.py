@@ -139,6 +139,7 @@ def start(
 ) -> None:
     """Take part in the runs of a server until stopped."""
     root = state or clients_directory() / check_name(name)
+    check_utf8("the folder it is started in,", str(Path.cwd()))
     options = ClientOptions(
         server=_server(server, name, root, insecure),
         name=check_name(name),

@@ -166,7 +166,7 @@ class Assignment:
             arguments=spec.workload_arguments,
             variant=done.variant,
             data=options.data,
-            folder=told(str(Path.cwd())),
+            folder=str(Path.cwd()),
             privacy=str(spec.plan.settings.get("privacy", "none")),
             algorithm=task.algorithm,
             rounds=task.rounds,
@@ -207,24 +207,25 @@ async def send(desk: Desk, update: Update) -> bool:
     that is refused is reported, so that its round does not wait for it until the deadline.
     """
     meta = update.meta
-    told = log.bind(run=meta.run_name, round=meta.round, task=meta.task_id)
+    noted = log.bind(run=meta.run_name, round=meta.round, task=meta.task_id)
     try:
         receipt = await upload(desk.peer, update, desk.link)
     except TransferError as error:
-        told.warning("update_dropped", code=error.failure_code, reason=str(error))
-        failure = _failure(error.failure_code, str(error), permanent=False)
-        await desk.connection.report(meta.task_id, failure=failure)
-        desk.outbox.remove(meta.task_id)
-        return False
+        noted.warning("update_dropped", code=error.failure_code, reason=str(error))
+        return await _give_up(desk, meta, error.failure_code, str(error))
     except (MotleyError, OSError):
         raise
     except Exception as error:  # or it would be met again at each start
-        told.exception("update_dropped")
-        failure = _failure("crash", f"{type(error).__name__}: {error}", permanent=False)
-        await desk.connection.report(meta.task_id, failure=failure)
-        desk.outbox.remove(meta.task_id)
-        return False
+        noted.exception("update_dropped")
+        return await _give_up(desk, meta, "crash", f"{type(error).__name__}: {error}")
     status = _STATUS_WORDS.get(receipt.status, "unknown")
-    told.info("update_sent", status=status, size=meta.size, duplicate=receipt.duplicate)
+    noted.info("update_sent", status=status, size=meta.size, duplicate=receipt.duplicate)
     desk.outbox.remove(meta.task_id)
     return True
+
+
+async def _give_up(desk: Desk, meta: UpdateMeta, code: str, words: str) -> bool:
+    """Report an update that cannot be sent, and remove it; return False."""
+    await desk.connection.report(meta.task_id, failure=_failure(code, words, permanent=False))
+    desk.outbox.remove(meta.task_id)
+    return False

@@ -356,16 +356,13 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
         raise typer.Exit(1)
 
 
-def _print_reply(
-    reply: tuple[str, str], json_output: bool, goes_on_at: Operator | None = None
-) -> None:
+def _print_reply(reply: tuple[str, str], json_output: bool, at: Operator | None = None) -> None:
+    """Print what became of a run, and how to follow it where it goes on: `at` a server."""
     run_id, status = reply
     if json_output:
         print(json.dumps({"run_id": run_id, "status": status}))
     else:
-        hint = ""
-        if goes_on_at is not None:
-            hint = f"; follow it with `fedserver watch {run_id}{goes_on_at.options}`"
+        hint = f"; follow it with `fedserver watch {run_id}{at.options}`" if at else ""
         print(f"run {run_id} is {status}{hint}")
 
 

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, delete, insert, select, update
@@ -31,6 +31,8 @@ log = get_logger()
 MOST_USES = 10_000
 MOST_CERTIFICATES = 16
 """Keys of one client with valid certificates at one time; a device needs two while it renews."""
+_Held: TypeAlias = dict[str, list[tuple[Certificate, str]]]
+"""Certificates of a client, and the tokens that they were signed for, by hash of the key."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -162,7 +164,7 @@ class Registry:
         with self._database.begin() as tx:
             token = self._token(tx, token_id, secret, name)
             replaced = False
-            if again := self._signed_before(tx, name, key, token.id):
+            if again := self._signed_before(self._held(tx, name), key, token.id):
                 return Issued(certificate=again)
             if not self._asked_before(tx, token.id, name, public_key_sha256(key)):
                 if token.uses_left <= 0:
@@ -247,9 +249,9 @@ class Registry:
         key = requested_key(request)
         digest = public_key_sha256(key)
         with self._database.begin() as tx:
-            if again := self._signed_before(tx, name, key):
-                return Issued(certificate=again)
             held = self._held(tx, name)
+            if again := self._signed_before(held, key):
+                return Issued(certificate=again)
             # Keys count, not certificates: a device that asks again is not locked out by that.
             if digest not in held and len(held) >= MOST_CERTIFICATES:
                 raise CertificateLimitError(
@@ -262,25 +264,25 @@ class Registry:
         return Issued(certificate=signed)
 
     def _signed_before(
-        self, tx: Connection, name: str, key: ec.EllipticCurvePublicKey, token: str = ""
+        self, held: _Held, key: ec.EllipticCurvePublicKey, token: str = ""
     ) -> bytes | None:
         """Return a fresh certificate of this key once more, if one was signed (for a token)."""
-        for known, signed_for in self._held(tx, name).get(public_key_sha256(key), ()):
+        for known, signed_for in held.get(public_key_sha256(key), ()):
             is_fresh = known.not_before <= self._clock.wall() < known.renew_at
             if is_fresh and token in ("", signed_for):
-                log.info("certificate_given_again", client=name)
+                log.info("certificate_given_again", client=known.name)
                 return self.authority.sign_again(known, key)
         return None
 
-    def _held(self, tx: Connection, name: str) -> dict[str, list[tuple[Certificate, str]]]:
-        """Return a client's valid certificates and the tokens they are of, by hash of the key."""
+    def _held(self, tx: Connection, name: str) -> _Held:
+        """Return a client's valid certificates."""
         rows = select(certificates).where(
             certificates.c.role == CLIENT,
             certificates.c.name == name,
             certificates.c.revoked == "",
             certificates.c.not_after > self._clock.wall(),
         )
-        held: dict[str, list[tuple[Certificate, str]]] = {}
+        held: _Held = {}
         for row in tx.execute(rows):
             found = Certificate(
                 role=row.role,

@@ -190,6 +190,21 @@ def test_usage_errors_end_with_status_2(tmp_path, more, words):
     assert words in str(result.exception)
 
 
+def test_a_working_folder_that_no_message_can_name_is_refused(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from fedclient.cli import app
+    from fedclient.errors import OptionError
+
+    odd = tmp_path / "caf\udce9"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    command = start_command("127.0.0.1:9", tmp_path / "s")[len(COMMAND) :]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, OptionError)
+    assert "the folder it is started in" in str(result.exception)
+
+
 def test_the_help_says_when_to_give_threads():
     from typer.main import get_command
 
