@@ -9,9 +9,9 @@ when named. FOLDER holds the sets in their published formats (`mnist`,
 `qmnist`, `cifar-10-batches-bin`, `shakespeare`, ...); default: the variable MOTLEY_DATA_DIR.
 Rows run in order of worth, first every row with its first seed, then further seeds; what has a
 result is not run again, nor what another queue is at. Ctrl-C, a kill or a power cut lose at most a
-round. With `--device cuda` the rows that need a GPU are run, and they alone; one that is stopped
-starts anew.
-`--jobs` is how many rows run at the same time, each in a process.
+round; of a search, the candidates that are being scored. With `--device cuda` the rows that need a
+GPU are run, and they alone; one that is stopped starts anew.
+`--jobs` is how many rows or candidates run at the same time, each in a process.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ def _ended(
             rows.console.print(f"{entry[0].name}/{entry[1]} seed {entry[2]}")
             yield entry, partial(rows.run_row, *entry, options.data, limits, options.device)
         return
-    # Processes that start afresh: a GPU cannot be used on both sides of a fork.
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _set_up) as pool:
+    with _pool(options.jobs) as pool:
         started: dict[Future[results.Result], Entry] = {}
         # One is handed out as one ends: what is handed out is run, whatever happens here.
         for entry in waiting:
@@ -123,6 +122,11 @@ def _first_ended(
         yield started.pop(one), one.result
 
 
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Return processes that start afresh: a GPU cannot be used on both sides of a fork."""
+    return ProcessPoolExecutor(jobs, get_context("spawn"), _set_up)
+
+
 def _set_up() -> None:
     """Make a process ready to run rows."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -131,8 +135,9 @@ def _set_up() -> None:
 
 
 def _search(chosen: list[tables.Table], options: argparse.Namespace) -> None:
-    for table in chosen:
-        search.search(table, options.data, options.rows)
+    with _pool(options.jobs) as pool:
+        for table in chosen:
+            search.search(table, options.data, options.rows, options.device, pool)
     for name in tables.names():  # other tables' rows may take the settings
         page.write(tables.load(name))
 
@@ -180,7 +185,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e6, help="for all rows together")
     parser.add_argument("--row-minutes", type=float, default=30, help="for one row")
     parser.add_argument("--device", default="cpu", help="what trains: cpu, cuda, ...")
-    parser.add_argument("--jobs", type=int, default=1, help="rows that run at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--search", action="store_true", help="score candidates for settings")
     parser.add_argument("--pages", action="store_true", help="write the pages again, run nothing")
     parser.add_argument("--check", action="store_true", help="run and record the short rows")
@@ -188,8 +193,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error("--jobs is at least 1")
-    if (options.search or options.check) and (options.device != "cpu" or options.jobs > 1):
-        parser.error("--search and --check run on the processor, one by one")
+    if options.check and (options.device != "cpu" or options.jobs > 1):
+        parser.error("--check runs on the processor, one by one")
     alone = options.search or options.check or options.rows
     if alone and any(name in scripts.SCRIPTS for name in options.tables):
         parser.error(f"{', '.join(scripts.SCRIPTS)} are scripts: without --search, --check, --rows")

@@ -135,14 +135,20 @@ def run_row(
 
 
 def score(
-    table: Table, search: Search, stage: Stage, row: str, settings: Settings, folder: Path
+    table: Table,
+    search: Search,
+    stage: Stage,
+    row: str,
+    settings: Settings,
+    folder: Path,
+    device: str = "cpu",
 ) -> float:
     """Return the validation accuracy in per cent that a row reaches with other settings.
 
     0 where training diverges; whatever else ends the run ends the search, and says why.
     """
     whole = table.run_file(row, 0)
-    text = shortened(whole, stage.rounds, stage.clients, settings)
+    text = shortened(whole, stage.rounds, stage.clients, {**stage.settings, **settings})
     # Shared out over all of the table's clients: the stage's have what theirs will be, not more.
     everyone = str(parse(whole).clients.expected)
     data = table.data_of(table.data, folder).replace("{clients}", everyone)
@@ -153,6 +159,7 @@ def score(
         text,
         population=population_of(runfile, data=data, tiers=tiers, clients=stage.clients),
         batch=table.batch,
+        device=device,
     )
     if found.status != "finished":
         if f": {TrainingError.code}: " not in found.reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Executor, Future, as_completed
 from pathlib import Path
 
 import results
@@ -66,31 +67,50 @@ def chosen(table: Table, row: Row) -> dict[str, Value]:
     return chosen(other, other.row(name))
 
 
-def search(table: Table, folder: Path, only: list[str]) -> None:
-    """Score every candidate that has no score yet; a second call goes on."""
+def search(table: Table, folder: Path, only: list[str], device: str, pool: Executor) -> None:
+    """Score every candidate that has no score yet; a second call goes on.
+
+    Args:
+        table: has a [search].
+        folder: of the data sets.
+        only: these rows' candidates alone; empty: all.
+        device: what trains.
+        pool: does as many at the same time as it has workers.
+    """
     if table.search is None:
         raise SystemExit(f"{table.name} has no [search]: its settings are the paper's or another's")
+    started: dict[Future[float], tuple[int, str, dict[str, Value]]] = {}
     for number, stage in enumerate(table.search.stages, 1):
-        for row in stage.candidates:
-            if row in only or not only:
-                _search_row(table, number, row, folder)
-
-
-def _search_row(table: Table, number: int, row: str, folder: Path) -> None:
-    assert table.search is not None
-    stage = table.search.stages[number - 1]
-    for settings in stage.candidates[row]:
-        if any(one.settings == settings for one in scored(table, number, row)):
-            continue
-        accuracy = rows.score(table, table.search, stage, row, settings, folder)
-        entries = found(table.name)
-        entries.setdefault(row, []).append(
-            Scored(stage=number, settings=settings, accuracy=accuracy)
-        )
-        _write(table.name, entries)
-        listed = ", ".join(f"{name} {value}" for name, value in settings.items())
-        rows.console.print(f"  stage {number}, {row}: {accuracy:.2f} % at {listed}")
+        for row, candidates in stage.candidates.items():
+            done = [one.settings for one in scored(table, number, row)]
+            for settings in candidates if row in only or not only else ():
+                if settings not in done:
+                    place = (table, table.search, stage, row, settings, folder, device)
+                    started[pool.submit(rows.score, *place)] = (number, row, settings)
+    try:
+        for one in as_completed(started):
+            _keep(table, *started[one], one.result())
+    finally:
+        for one in started:
+            one.cancel()
     apply()
+
+
+def _keep(table: Table, number: int, row: str, settings: dict[str, Value], accuracy: float) -> None:
+    """Put a score on record, in the order of the candidates."""
+    assert table.search is not None
+    entries = found(table.name)  # read anew: another search may have added to it
+    entries.setdefault(row, []).append(Scored(stage=number, settings=settings, accuracy=accuracy))
+    stages = table.search.stages
+
+    def place(one: Scored) -> tuple[int, int]:
+        candidates = stages[one.stage - 1].candidates.get(row, ())
+        return one.stage, [*candidates, one.settings].index(one.settings)
+
+    entries[row].sort(key=place)
+    _write(table.name, entries)
+    listed = ", ".join(f"{name} {value}" for name, value in settings.items())
+    rows.console.print(f"  stage {number}, {row}: {accuracy:.2f} % at {listed}")
 
 
 def apply() -> None:

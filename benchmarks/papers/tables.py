@@ -57,6 +57,8 @@ class Stage(_Strict):
     clients: int = Field(ge=1)
     """The table's first ones."""
     rounds: int = Field(ge=1)
+    settings: dict[str, Value] = {}
+    """What all candidates have besides, as a faster decay where rounds are fewer than a row's."""
     candidates: dict[str, tuple[dict[str, Value], ...]]
     """By row, the same number for each."""
 

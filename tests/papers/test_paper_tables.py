@@ -7,6 +7,7 @@ import argparse
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,11 @@ def searched_table(table: tables.Table) -> tables.Table:
     return tables.Table.model_validate(content)
 
 
+def searched(table: tables.Table, folder: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        search.search(table, folder, [], "cpu", pool)
+
+
 def test_the_last_stage_that_has_begun_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,11 +238,11 @@ def test_the_last_stage_that_has_begun_decides(
 
     monkeypatch.setattr(rows, "score", score)
     with pytest.raises(KeyboardInterrupt):
-        search.search(table, tmp_path, [])
+        searched(table, tmp_path)
     assert search.best(table, "row") is None
     assert search.chosen(table, table.row("other")) == {}, "nothing changes on the way"
     assert "| Row | not run: not yet |" in page.text(table, drawn=False)
-    search.search(table, tmp_path, [])
+    searched(table, tmp_path)
     assert asked == [(4, 2, 0.1), (4, 2, 0.2), (6, 3, 0.01), (6, 3, 0.02), (6, 3, 0.02)]
     assert search.best(table, "row") == {"learning_rate": 0.01}
     assert search.chosen(table, table.row("other")) == {"learning_rate": 0.01}
@@ -253,7 +259,7 @@ def test_a_search_writes_run_files_and_drops_results_of_other_settings(
     monkeypatch.setattr(tables, "load", lambda _: table)
     monkeypatch.setattr(rows, "score", lambda *given: float(given[4]["learning_rate"]))
     rows.run_row(table, "row", 0, tmp_path, FOREVER)
-    search.search(table, tmp_path, [])
+    searched(table, tmp_path)
     assert results.saved("small", "row", 0) is None
     for name in ("row", "other"):
         assert parse(table.run_file(name, 0)).settings["learning_rate"] == 0.02
@@ -312,17 +318,20 @@ def test_a_candidate_scores_zero_where_it_diverges_and_no_other_failure_does(
 def test_a_stage_has_its_clients_own_data_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, seen = tables.load("quped-2-cifar10"), []
+    table, seen, texts = tables.load("quped-2-cifar10"), [], []
 
-    def noted(*_: object, population: Population, **__: object) -> None:
+    def noted(text: str, population: Population, **_: object) -> None:
+        texts.append(text)
         seen.extend(population.clients)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rows, "simulate", noted)
-    stage = table.search.stages[0]
+    stage = table.search.stages[0].model_copy(update={"settings": {"lr_decay": 0.5}})
     with pytest.raises(KeyboardInterrupt):
         rows.score(table, table.search, stage, "quped", {"learning_rate": 0.1}, tmp_path)
     expected = parse(table.run_file("quped", 0)).clients.expected
     assert len(seen) == stage.clients < expected
     for number, client in enumerate(seen):
         assert f"?clients={expected}&client={number}&" in client.data
+    settings = parse(texts[0]).settings
+    assert (settings["lr_decay"], settings["learning_rate"]) == (0.5, 0.1)

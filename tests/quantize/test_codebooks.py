@@ -39,7 +39,7 @@ def test_layout() -> None:
 def test_a_step_is_each_layers_own(step: str) -> None:
     rules = CentreRules(step=step)  # type: ignore[arg-type]
     books, weights = fresh(rules)
-    before, moved, out, gradient = books.centres, weights.clone(), draw(2), draw(3)
+    before, moved, out, gradient = books.centres.clone(), weights.clone(), draw(2), draw(3)
     books.settle(moved, out, 0.05)
     books.move(books.gradient(gradient), moved, RATES, rules)
     for number, layer in enumerate(LAYERS):

@@ -19,7 +19,7 @@ A baseline of centralized quantization: one device holds all data, or each train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from motley.training.relaxed import Flat, RelaxedModel
-    from motley.training.steps import Drawn
+    from motley.training.replay import Step
+    from motley.training.steps import Feed, ManyFeed
 
 
 class BinaryRelaxSettings(LocalSettings):
@@ -119,20 +120,26 @@ class BinaryRelax(PersonalModel):
         return trained_of_all(contexts, losses, None, states)
 
     def _step(
-        self, context: ClientContext, model: RelaxedModel[Flat], feed: Callable[[int], Drawn]
-    ) -> Callable[[int], torch.Tensor]:
+        self, context: ClientContext, model: RelaxedModel[Flat], feed: Feed | ManyFeed
+    ) -> Step:
         """Return one local step, of one client or of many, as a function of the iteration."""
+        from motley.training.replay import repeated
+
         settings, workload, iterations = self.settings, context.workload, context.plan.iterations
+
+        def given(iteration: int) -> tuple[float, float]:
+            return settings.share(iteration, iterations), settings.rate(iteration)
 
         def step(iteration: int) -> torch.Tensor:
             batch = feed(iteration)
-            model.relax(settings.share(iteration, iterations))
+            share, rate = given(iteration)
+            model.relax(share)
             loss = batch.means(workload.loss(model.relaxed.module(batch.inputs), batch.targets))
             gradient = model.relaxed.gradient(loss.sum())
-            model.model.descend(gradient, settings.rate(iteration), settings.weight_decay)
+            model.model.descend(gradient, rate, settings.weight_decay)
             return loss.detach()
 
-        return step
+        return repeated(step, feed, given)
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the state handed in, or a fresh one.

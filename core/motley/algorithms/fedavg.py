@@ -8,7 +8,7 @@ rate η = `learning_rate`, samples n_k the weights of the mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,9 @@ from motley.errors import PlanError, TrainingError
 from motley.privacy.settings import PrivacySettings
 from motley.wire import encode_dense
 from motley.workload import ArrayWorkload
+
+if TYPE_CHECKING:
+    import torch
 
 
 class FedAvgSettings(LocalSettings, PrivacySettings):
@@ -136,25 +139,28 @@ class FedAvg(Algorithm):
     ) -> list[Trained | TrainingError] | None:
         """Run τ SGD steps of all clients' models in one go."""
         from motley.training.many import open_many
-        from motley.training.sgd_many import local_sgd_many
-        from motley.training.steps import trained_of_all
+        from motley.training.replay import repeated
+        from motley.training.steps import ManyFeed, take_steps_together, trained_of_all
 
-        settings = self.settings
-        if settings.privacy != "none" or isinstance(contexts[0].workload, ArrayWorkload):
+        settings, workload = self.settings, contexts[0].workload
+        if settings.privacy != "none" or isinstance(workload, ArrayWorkload):
             return None  # clipping and noise are each client's own; arrays train by themselves
         states = [broadcast.tensors for broadcast in broadcasts]
         model = open_many(contexts, contexts[0].task.global_variant, states)
         if model is None:
             return None
-        losses = local_sgd_many(
-            model,
-            contexts,
-            [settings.batches(context) for context in contexts],
-            steps=settings.local_steps,
-            learning_rate=settings.rate,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
+        feed = ManyFeed(contexts, [settings.batches(c) for c in contexts], [model])
+
+        def step(iteration: int) -> torch.Tensor:
+            batch = feed(iteration)
+            loss = batch.means(workload.loss(model.module(batch.inputs), batch.targets))
+            gradient = model.gradient(loss.sum())
+            rate = settings.rate(iteration)
+            model.descend(gradient, rate, settings.weight_decay, settings.momentum)
+            return loss.detach()
+
+        repeat = repeated(step, feed, settings.epoch)
+        losses = take_steps_together(contexts, settings.local_steps, repeat)
         return trained_of_all(contexts, losses, model.tensors_of_all())
 
     def model_for(

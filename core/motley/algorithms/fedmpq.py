@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     import torch
 
     from motley.training.integer import IntegerLayer, IntegerModel, IntegerRules
-    from motley.training.steps import Drawn
+    from motley.training.replay import Drawn
 
 
 class FedMPQSettings(LocalSettings):

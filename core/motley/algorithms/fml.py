@@ -18,8 +18,7 @@ x.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     import torch
 
     from motley.training.flat import FlatModel
-    from motley.training.steps import Drawn
+    from motley.training.replay import Step
+    from motley.training.steps import Feed, ManyFeed
 
 
 class FMLSettings(LocalSettings):
@@ -88,7 +88,7 @@ class FML(PersonalModel):
             variants[context.task.global_variant], broadcast.tensors, context.device
         )
         feed = Feed(context, settings.batches(context))
-        step = partial(self._step, workload, private, meme, feed)
+        step = self._step(workload, private, meme, feed)
         loss = take_steps(context, settings.local_steps, step)
         return Trained(
             update=meme.tensors(),
@@ -98,31 +98,35 @@ class FML(PersonalModel):
         )
 
     def _step(
-        self,
-        workload: Workload,
-        private: FlatModel,
-        meme: FlatModel,
-        feed: Callable[[int], Drawn],
-        iteration: int,
-    ) -> torch.Tensor:
-        """Step both models at once, of one client or of many; return the private model's loss."""
+        self, workload: Workload, private: FlatModel, meme: FlatModel, feed: Feed | ManyFeed
+    ) -> Step:
+        """Return a step of both models at once, of one client or of many, by its iteration.
+
+        It returns the private model's loss.
+        """
         from motley.training.distillation import Objective, Signal
         from motley.training.padded import Padded
+        from motley.training.replay import repeated
 
-        settings, models, batch = self.settings, (private, meme), feed(iteration)
-        many = batch if isinstance(batch, Padded) else None
-        outputs = [model.module(batch.inputs) for model in models]
-        heard = [Signal(o, settings.temperature, many) for o in reversed(outputs)]
+        settings, models = self.settings, (private, meme)
         shares = (1 - settings.label_share, 1 - settings.shared_label_share)
-        losses = [
-            Objective(workload, batch.targets, signal, share, many)(o)
-            for o, signal, share in zip(outputs, heard, shares, strict=True)
-        ]
-        rates = (settings.rate(iteration), settings.meme_rate(iteration))
-        for model, loss, rate in zip(models, losses, rates, strict=True):
-            gradient = model.gradient(loss.sum())
-            model.descend(gradient, rate, settings.weight_decay, settings.momentum)
-        return losses[0].detach()
+
+        def step(iteration: int) -> torch.Tensor:
+            batch = feed(iteration)
+            many = batch if isinstance(batch, Padded) else None
+            outputs = [model.module(batch.inputs) for model in models]
+            heard = [Signal(o, settings.temperature, many) for o in reversed(outputs)]
+            losses = [
+                Objective(workload, batch.targets, signal, share, many)(o)
+                for o, signal, share in zip(outputs, heard, shares, strict=True)
+            ]
+            rates = (settings.rate(iteration), settings.meme_rate(iteration))
+            for model, loss, rate in zip(models, losses, rates, strict=True):
+                gradient = model.gradient(loss.sum())
+                model.descend(gradient, rate, settings.weight_decay, settings.momentum)
+            return losses[0].detach()
+
+        return repeated(step, feed, settings.epoch)
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the private model as it was left, or as the seed draws it."""
@@ -153,7 +157,7 @@ class FML(PersonalModel):
             return None
         batches = [settings.batches(context) for context in contexts]
         feed = ManyFeed(contexts, batches, [private, meme])
-        step = partial(self._step, contexts[0].workload, private, meme, feed)
+        step = self._step(contexts[0].workload, private, meme, feed)
         losses = take_steps_together(contexts, settings.local_steps, step)
         states = [full_precision_state(tensors) for tensors in private.tensors_of_all()]
         return trained_of_all(contexts, losses, meme.tensors_of_all(), states)

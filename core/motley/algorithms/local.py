@@ -7,7 +7,7 @@ proximal steps on weights and centres; `motley.training.alternating` holds the s
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from motley.training.alternating import AlternatingModel
     from motley.training.distillation import Teacher
     from motley.training.proximity import Anchor
-    from motley.training.steps import Drawn
+    from motley.training.replay import Step
+    from motley.training.steps import Feed, ManyFeed
 
 Penalty = Annotated[float, Field(ge=0)] | Literal["auto"]
 
@@ -224,13 +225,14 @@ class Local(PersonalModel):
         context: ClientContext,
         states: Sequence[Tensors],
         model: AlternatingModel,
-        feed: Callable[[int], Drawn],
+        feed: Feed | ManyFeed,
         teacher: Teacher | None,
         *,
         fresh: bool,
-    ) -> Callable[[int], torch.Tensor]:
+    ) -> Step:
         """Return one iteration, of one client or of many, as a function of its number."""
         from motley.training.alternating import iterate
+        from motley.training.replay import repeated
 
         settings, penalty = self.settings, max(_penalties(states), default=0.0)
         schedule = settings.schedule(context.plan.iterations)
@@ -238,14 +240,20 @@ class Local(PersonalModel):
         # next task on. A run that is fine-tuning from its start is meant to be.
         is_late = fresh and bool(schedule.freeze_at) and schedule.frozen(context.plan.iteration)
 
-        def step(iteration: int) -> torch.Tensor:
-            if schedule.frozen(iteration) and not is_late:
-                model.freeze()
+        def given(iteration: int) -> tuple[bool, Rates]:
             # A client frozen before the run was extended stays in fine-tuning.
-            rates = settings.rates(schedule, iteration, penalty, frozen=model.frozen)
+            frozen = model.frozen or (schedule.frozen(iteration) and not is_late)
+            return frozen, settings.rates(schedule, iteration, penalty, frozen=frozen)
+
+        def step(iteration: int) -> torch.Tensor:
+            frozen, rates = given(iteration)
+            if frozen:
+                model.freeze()
             return iterate(model, context.workload, feed(iteration), rates, teacher)
 
-        return step
+        if settings.rules().step == "exact":  # medians, which are not replayed
+            return step
+        return repeated(step, feed, given)
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the personal state to start from: the one handed in, or a fresh one.

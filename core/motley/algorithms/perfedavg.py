@@ -18,7 +18,7 @@ baselines are mostly run with adapts on test batches, with their labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     import torch
 
     from motley.training.flat import FlatModel
-    from motley.training.steps import Drawn
+    from motley.training.replay import Step
+    from motley.training.steps import Feed, ManyFeed
     from motley.workload import Workload
 
 
@@ -104,10 +105,10 @@ class PerFedAvg(Algorithm):
         losses = take_steps_together(contexts, settings.local_steps, step)
         return trained_of_all(contexts, losses, model.tensors_of_all())
 
-    def _step(
-        self, workload: Workload, model: FlatModel, feed: Callable[[int], Drawn]
-    ) -> Callable[[int], torch.Tensor]:
+    def _step(self, workload: Workload, model: FlatModel, feed: Feed | ManyFeed) -> Step:
         """Return one local step, of one client or of many, as a function of the iteration."""
+        from motley.training.replay import repeated
+
         settings = self.settings
 
         def step(iteration: int) -> torch.Tensor:
@@ -122,7 +123,7 @@ class PerFedAvg(Algorithm):
             model.descend(gradient, settings.rate(iteration), settings.weight_decay)
             return second.detach()
 
-        return step
+        return repeated(step, feed, settings.epoch, lambda number: (2 * number, 2 * number + 1))
 
     def model_for(
         self, context: ClientContext, subject: str, broadcast: Broadcast, personal: Tensors | None
@@ -149,7 +150,7 @@ class PerFedAvg(Algorithm):
         model = FlatModel.build(variant, broadcast.tensors, context.device)
         feed = Feed(context, settings.batches(context))
         for number in range(settings.adaptation_steps):
-            inputs, targets = feed(number)
-            loss = workload.loss(model.module(inputs), targets).mean()
+            batch = feed(number)
+            loss = batch.means(workload.loss(model.module(batch.inputs), batch.targets))
             model.descend(model.gradient(loss), settings.adaptation_rate)
         return model.tensors()

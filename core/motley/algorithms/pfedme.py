@@ -21,7 +21,7 @@ before; a round begins with θ = w_i = w. The server sets w ← (1 - β) w + β 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from motley.training.flat import FlatModel
-    from motley.training.steps import Drawn
+    from motley.training.replay import Step
+    from motley.training.steps import Feed, ManyFeed
     from motley.workload import Workload
 
 
@@ -129,10 +130,11 @@ class PFedMe(PersonalModel):
         ]
 
     def _step(
-        self, workload: Workload, theta: FlatModel, shared: FlatModel, feed: Callable[[int], Drawn]
-    ) -> Callable[[int], torch.Tensor]:
+        self, workload: Workload, theta: FlatModel, shared: FlatModel, feed: Feed | ManyFeed
+    ) -> Step:
         """Return one local step, of one client or of many, as a function of the iteration."""
         from motley.training.proximity import add_pull, step_towards
+        from motley.training.replay import repeated
 
         settings = self.settings
 
@@ -147,7 +149,7 @@ class PFedMe(PersonalModel):
             step_towards(shared.values, [theta.values], rate, settings.proximity)
             return loss.detach()
 
-        return step
+        return repeated(step, feed, settings.epoch)
 
     def _trained(
         self, context: ClientContext, update: Tensors, personal: Tensors, loss: float

@@ -69,8 +69,8 @@ class Codebooks:
         self._residual = centres.new_zeros(0)
         self.moved = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
         """Updates of a centre that changed it, since this object was made, [K]."""
-        self.updates = 0
-        """All updates of a client's centres, since this object was made."""
+        self.updates = torch.zeros(1, dtype=torch.int64, device=centres.device)
+        """All updates of a client's centres, since this object was made, [1]."""
 
     @classmethod
     def fresh(cls, layers: Sequence[Layer], weights: torch.Tensor, rules: CentreRules) -> Codebooks:
@@ -156,19 +156,21 @@ class Codebooks:
     ) -> None:
         """Take the centres' step from their gradient [K, M], penalty included, and sort them.
 
-        `weights` [K, d] are those that `settle` left.
+        In place, so that a step that is replayed finds them where they were. `weights` [K, d] are
+        those that `settle` left.
         """
-        before = self.centres
-        moved = before - gradient.clamp(-rules.gradient_clip, rules.gradient_clip) * rates.centres
+        moved = (
+            self.centres - gradient.clamp(-rules.gradient_clip, rules.gradient_clip) * rates.centres
+        )
         threshold = rates.centres * rates.penalty / 2
         if rules.penalised and threshold > 0 and not self.frozen:
             if rules.step == "linear":
                 moved += linear_pull(self.gradient(self._residual.sign()), threshold, self._longest)
             else:
                 moved = self._exact(moved, weights, threshold)
-        self.moved += (moved != before).sum(1)
+        self.moved += (moved != self.centres).sum(1)
         self.updates += moved.shape[1]
-        self.centres = moved if self.frozen else self._sorted(moved)
+        self.centres.copy_(moved if self.frozen else self._sorted(moved))
 
     def freeze(self, codes: Sequence[torch.Tensor] | None = None) -> None:
         """Keep each weight's cell from here on: as it is now, or as `codes` (uint8 [K, d]) say.

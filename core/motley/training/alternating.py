@@ -21,7 +21,7 @@ from motley.training.distillation import Objective, Teacher
 from motley.training.flat import FlatModel
 from motley.training.padded import Padded
 from motley.training.proximity import Anchor
-from motley.training.steps import Drawn
+from motley.training.replay import Drawn
 from motley.workload import Workload
 
 

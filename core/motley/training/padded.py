@@ -28,8 +28,18 @@ class Padded:
     """[K·B, ...]."""
     weights: torch.Tensor
     """[K, B]: one over the client's samples, 0 for a filler."""
-    mask: torch.Tensor | None
+    mask: torch.Tensor | None = None
     """[K, B], 1 and 0; None where nothing is filled up."""
+
+    @property
+    def tensors(self) -> Sequence[torch.Tensor]:
+        """All that it holds."""
+        held = (self.inputs, self.targets, self.weights)
+        return held if self.mask is None else (*held, self.mask)
+
+    def copy(self) -> Padded:
+        """Return the same in memory of its own."""
+        return Padded(*(tensor.clone() for tensor in self.tensors))
 
     def means(self, values: torch.Tensor) -> torch.Tensor:
         """Return each client's mean, [K], of a value of each sample, [K·B] or [K·B, ...]."""

@@ -57,7 +57,7 @@ def quantized_state(
     layers = lay_out([(name, tensors[name].size, count) for name, count in counts.items()])
     flat = [torch.from_numpy(np.ascontiguousarray(tensors[name]).reshape(-1)) for name in counts]
     codebooks = Codebooks.fresh(layers, torch.cat(flat).unsqueeze(0), rules)
-    return {**full_precision_state(tensors), **_codebook_tensors(codebooks)}
+    return {**full_precision_state(tensors), **_codebook_tensors(codebooks)[0]}
 
 
 def quantized_counts(variant: Variant, plan: Plan, override: int = 0) -> dict[str, int]:
@@ -186,25 +186,17 @@ def close_states(model: AlternatingModel, befores: Sequence[Mapping[str, Array]]
         parameters = model.model.parameter_names
         for own, statistics in zip(tensors, model.quantized.tensors_of_all(), strict=True):
             own.update((n, statistics[n]) for n in own if n not in parameters)
-    pairs = zip(tensors, befores, strict=True)
-    return [_closed(codebooks, row, *pair) for row, pair in enumerate(pairs)]
-
-
-def _closed(
-    codebooks: Codebooks, row: int, tensors: Tensors, before: Mapping[str, Array]
-) -> Tensors:
-    state = {**full_precision_state(tensors), **_codebook_tensors(codebooks, row)}
-    if codebooks.frozen:
-        for layer, codes in zip(codebooks.layers, codebooks.codes(), strict=True):
-            own = codes[row].cpu().numpy()
-            state[f"codes/{layer.name}"] = own.reshape(tensors[layer.name].shape)
-    counted = before["centre_updates"].astype(np.int64)
-    counted += np.array([int(codebooks.moved[row]), codebooks.updates])
-    return {
-        **state,
-        "penalty": before["penalty"],
-        "centre_updates": counted,
-    }
+    codes = _rows(codebooks.codes() if codebooks.frozen else (), len(tensors))
+    counts = codebooks.moved.cpu().numpy(), int(codebooks.updates)
+    states = []
+    for row, (own, centres) in enumerate(zip(tensors, _codebook_tensors(codebooks), strict=True)):
+        state = {**full_precision_state(own), **centres}
+        for layer, cells in zip(codebooks.layers, codes[row], strict=False):
+            state[f"codes/{layer.name}"] = cells.reshape(own[layer.name].shape)
+        counted = befores[row]["centre_updates"].astype(np.int64)
+        counted += np.array([counts[0][row], counts[1]])
+        states.append({**state, "penalty": befores[row]["penalty"], "centre_updates": counted})
+    return states
 
 
 def codes_and_centres(state: Mapping[str, Array]) -> dict[str, tuple[Codes, Array]]:
@@ -245,15 +237,22 @@ def _under(state: Mapping[str, Array], kind: str) -> Tensors:
     return {key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix)}
 
 
-def _codebook_tensors(codebooks: Codebooks, row: int = 0) -> Tensors:
-    tensors: Tensors = {}
+def _codebook_tensors(codebooks: Codebooks) -> list[Tensors]:
+    """Return the tensors that hold each client's centres and their constants."""
+    names, values = [], []
     for number, layer in enumerate(codebooks.layers):
-        tensors[f"centres/{layer.name}"] = _row(codebooks.centres[:, layer.centres], row)
-        tensors[f"sharpness/{layer.name}"] = _row(codebooks.sharpness[:, number : number + 1], row)
-        tensors[f"longest/{layer.name}"] = _row(codebooks.bounds[:, number : number + 1], row)
-    return tensors
+        names += [f"{kind}/{layer.name}" for kind in ("centres", "sharpness", "longest")]
+        own = slice(number, number + 1)
+        values += [
+            codebooks.centres[:, layer.centres],
+            codebooks.sharpness[:, own],
+            codebooks.bounds[:, own],
+        ]
+    rows = _rows(values, len(codebooks.centres))
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def _row(values: torch.Tensor, row: int) -> Array:
-    array: Array = values[row].detach().cpu().numpy().copy()
-    return array
+def _rows(tensors: Sequence[torch.Tensor], count: int) -> list[list[Array]]:
+    """Return each client's rows of tensors [K, ...], read from the device once for all clients."""
+    arrays = [tensor.detach().cpu().numpy() for tensor in tensors]
+    return [[array[row].copy() for array in arrays] for row in range(count)]

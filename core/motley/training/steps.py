@@ -7,7 +7,7 @@ client, [K] for many), and the gradient of their sum, which for many clients is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -18,22 +18,8 @@ from motley.training.batches import Batches
 from motley.training.flat import FlatModel
 from motley.training.losses import mean_loss, mean_losses
 from motley.training.many import ManyModel
-from motley.training.padded import PaddedBatches
-
-
-class Drawn(Protocol):
-    """A batch: of one client, or of many, folded."""
-
-    @property
-    def inputs(self) -> torch.Tensor:
-        """[B, ...], or [K·B, ...]."""
-
-    @property
-    def targets(self) -> torch.Tensor:
-        """[B, ...], or [K·B, ...]."""
-
-    def means(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the mean of a value of each sample: a scalar, or each client's, [K]."""
+from motley.training.padded import Padded, PaddedBatches
+from motley.training.replay import Drawn
 
 
 class Batch(NamedTuple):
@@ -42,9 +28,18 @@ class Batch(NamedTuple):
     inputs: torch.Tensor
     targets: torch.Tensor
 
+    @property
+    def tensors(self) -> Sequence[torch.Tensor]:
+        """Inputs and targets."""
+        return self
+
     def means(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean of a value of each sample, a scalar."""
         return values.mean()
+
+    def copy(self) -> Batch:
+        """Return the same in memory of its own."""
+        return Batch(*(tensor.clone() for tensor in self))
 
 
 class Feed:
@@ -52,11 +47,16 @@ class Feed:
 
     def __init__(self, context: ClientContext, batches: Batches) -> None:
         self._inputs, self._targets = samples_on(context.data.train, context.device)
-        self._batches, self._device = batches, context.device
+        self._batches, self.device = batches, context.device
+        self.held: dict[int, Drawn] = {}
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> Drawn:
         """Return batch `number`, 0-based."""
-        index = torch.from_numpy(self._batches(number)).to(self._device)
+        return self.held[number] if number in self.held else self.draw(number)
+
+    def draw(self, number: int) -> Batch:
+        """Return batch `number`, from the samples."""
+        index = torch.from_numpy(self._batches(number)).to(self.device)
         return Batch(self._inputs[index], self._targets[index])
 
 
@@ -71,13 +71,20 @@ class ManyFeed:
     ) -> None:
         self._padded = PaddedBatches(contexts, batches)
         self._models = [model for model in models if isinstance(model, ManyModel)]
+        self.device = contexts[0].device
+        self.held: dict[int, Drawn] = {}
 
     def __call__(self, number: int) -> Drawn:
         """Return every client's batch `number`; the models leave its fillers out from here on."""
-        batch = self._padded(number)
+        batch = self.held[number] if number in self.held else self.draw(number)
+        assert isinstance(batch, Padded)
         for model in self._models:
             model.rows.mask = batch.mask
         return batch
+
+    def draw(self, number: int) -> Padded:
+        """Return every client's batch `number`, from their samples."""
+        return self._padded(number)
 
 
 def take_steps(context: ClientContext, steps: int, step: Callable[[int], torch.Tensor]) -> float:

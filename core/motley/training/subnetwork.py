@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from motley.prune.local import Bools, StepMasks
 from motley.training.many import ManyModel
-from motley.training.steps import Drawn
+from motley.training.replay import Drawn
 from motley.workload import Workload
 
 if TYPE_CHECKING:
