@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import results
 import search
 from results import RESULTS, Result
-from tables import Claim, Row, Table
+from tables import Claim, Row, Table, Value
 
 
 def write(table: Table) -> None:
@@ -21,14 +21,13 @@ def text(table: Table, *, drawn: bool) -> str:
     """Return a table's page."""
     of_others = "; a row with a name behind it is that other table's"
     of_others = of_others if any(row.same_as for row in table.rows) else ""
-    gpu = " DEVICE=cuda" if any(row.gpu for row in table.rows) else ""
     lines = [
         f"# {table.title}",
         "",
         f"{table.paper}. **{table.schedule.capitalize()} schedule.** {table.setup}",
         "",
-        f"`make paper TABLE={table.name} DATA=FOLDER{gpu}` runs what is not run yet, and writes "
-        f"this page; each row's run file is in `benchmarks/papers/{table.name}`, each result in "
+        f"`make paper TABLE={table.name} DATA=FOLDER{_gpu(table)}` runs what is not run yet, and "
+        f"writes this page; each row's run file is in `benchmarks/papers/{table.name}`, each result in "
         f"`docs/results/{table.name}`{of_others}.",
         "",
         *_rows(table),
@@ -39,6 +38,10 @@ def text(table: Table, *, drawn: bool) -> str:
         *_search(table),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _gpu(table: Table) -> str:
+    return " DEVICE=cuda" if any(row.gpu for row in table.rows) else ""
 
 
 def _found(table: Table, row: Row) -> list[Result]:
@@ -127,8 +130,8 @@ def _search(table: Table) -> list[str]:
     lines = [
         "## Settings",
         "",
-        f"`make paper TABLE={table.name} DATA=FOLDER SEARCH=1`: candidates are scored on "
-        f"{100 * table.search.validate_share:.0f} % of the clients' training samples, which "
+        f"`make paper TABLE={table.name} DATA=FOLDER{_gpu(table)} SEARCH=1`: candidates are "
+        f"scored on {100 * table.search.validate_share:.0f} % of the clients' training samples, which "
         "no client trains on. Methods of a stage have the same number of candidates. The "
         "run files have the best of the last stage in which a method is; validation accuracy in %:",
         "",
@@ -142,8 +145,9 @@ def _stage(table: Table, number: int) -> list[str]:
     """Return the table of one stage, with those methods whose candidates have all been run."""
     assert table.search is not None
     stage = table.search.stages[number - 1]
+    besides = "".join(f", {_listed({name: value})}" for name, value in stage.settings.items())
     lines = [
-        f"| stage {number}: {stage.clients} clients, {stage.rounds} rounds | candidates |",
+        f"| stage {number}: {stage.clients} clients, {stage.rounds} rounds{besides} | candidates |",
         "|---|---|",
     ]
     for row, candidates in stage.candidates.items():
@@ -154,11 +158,14 @@ def _stage(table: Table, number: int) -> list[str]:
         top = max(one.accuracy for one in tried)
         cells = []
         for one in tried:
-            listed = ", ".join(f"`{name}` {value}" for name, value in one.settings.items())
             mark = "**" if one.accuracy == top else ""
-            cells.append(f"{listed}: {mark}{one.accuracy:.1f}{mark}")
+            cells.append(f"{_listed(one.settings)}: {mark}{one.accuracy:.1f}{mark}")
         lines.append(f"| {table.row(row).title} | {'; '.join(cells)} |")
     return [*lines, ""]
+
+
+def _listed(settings: Mapping[str, Value]) -> str:
+    return ", ".join(f"`{name}` {value}" for name, value in settings.items())
 
 
 def _curves(table: Table) -> bool:

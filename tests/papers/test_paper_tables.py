@@ -318,7 +318,7 @@ def test_a_candidate_scores_zero_where_it_diverges_and_no_other_failure_does(
 def test_a_stage_has_its_clients_own_data_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, seen, texts = tables.load("quped-2-cifar10"), [], []
+    table, seen, texts = tables.load("quped-2-cifar10-full"), [], []
 
     def noted(text: str, population: Population, **_: object) -> None:
         texts.append(text)

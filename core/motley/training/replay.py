@@ -6,7 +6,7 @@ once. It does again what was done when it was recorded: the same operations with
 at the same addresses. So a step that is replayed keeps its state where it is, and whatever number
 it takes from elsewhere is named by `given`: where that changes, it is recorded anew.
 
-`MOTLEY_CUDA_GRAPHS=off` launches every operation by itself.
+Asked for by `MOTLEY_CUDA_GRAPHS=on`: no GPU has replayed a step yet (docs/simulation.md).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def repeated(
 
 def recorder_of(device: str) -> Recorder | None:
     """Return what records on a device; None where nothing does."""
-    if torch.device(device).type != "cuda" or os.environ.get("MOTLEY_CUDA_GRAPHS") == "off":
+    if torch.device(device).type != "cuda" or os.environ.get("MOTLEY_CUDA_GRAPHS") != "on":
         return None
     if device not in _recorders:
         _recorders[device] = _Graphs(device)
@@ -172,12 +172,22 @@ class _Graphs:
     """Records CUDA graphs of one device, all in the same memory: one is in use at a time."""
 
     def __init__(self, device: str) -> None:
+        self._device = device
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._memory = torch.cuda.graph_pool_handle()
+            # Kept for good: memory whose graphs are all gone is refused to the next one.
+            self._first = self._record(lambda: torch.zeros(1, device=device))
 
     def record(self, step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         """Take down a step; nothing of it runs. Other threads may go on using the device."""
+        with torch.cuda.device(self._device):
+            graph, loss = self._record(step)
+        return graph.replay, loss
+
+    def _record(
+        self, step: Callable[[], torch.Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         # Not torch.cuda.graph(), which collects garbage and gives memory back each time.
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -188,7 +198,7 @@ class _Graphs:
             finally:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
-        return graph.replay, loss
+        return graph, loss
 
 
 _recorders: dict[str, Recorder] = {}
