@@ -27,8 +27,8 @@ def text(table: Table, *, drawn: bool) -> str:
         f"{table.paper}. **{table.schedule.capitalize()} schedule.** {table.setup}",
         "",
         f"`make paper TABLE={table.name} DATA=FOLDER{_gpu(table)}` runs what is not run yet, and "
-        f"writes this page; each row's run file is in `benchmarks/papers/{table.name}`, each result in "
-        f"`docs/results/{table.name}`{of_others}.",
+        f"writes this page; each row's run file is in `benchmarks/papers/{table.name}`, each "
+        f"result in `docs/results/{table.name}`{of_others}.",
         "",
         *_rows(table),
         "",
@@ -131,8 +131,8 @@ def _search(table: Table) -> list[str]:
         "## Settings",
         "",
         f"`make paper TABLE={table.name} DATA=FOLDER{_gpu(table)} SEARCH=1`: candidates are "
-        f"scored on {100 * table.search.validate_share:.0f} % of the clients' training samples, which "
-        "no client trains on. Methods of a stage have the same number of candidates. The "
+        f"scored on {100 * table.search.validate_share:.0f} % of the clients' training samples, "
+        "which no client trains on. Methods of a stage have the same number of candidates. The "
         "run files have the best of the last stage in which a method is; validation accuracy in %:",
         "",
     ]

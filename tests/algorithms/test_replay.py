@@ -122,8 +122,11 @@ def rounds(
     return ended
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
-@pytest.mark.parametrize(("workload", "variant"), [(Digits(), "cnn1"), (OWN, "normed")])
+@pytest.mark.parametrize(
+    ("workload", "variant", "together"),
+    [(Digits(), "cnn1", True), (OWN, "normed", False)],
+    ids=["together", "alone"],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_replayed_steps_are_the_steps(
     case: str,
