@@ -181,8 +181,14 @@ def revoke_client(
 ) -> None:
     """Shut a client out at once: its open calls end, and it leaves its runs."""
     record = operator.revoke_client(name, reason)
-    said = f"client {name} is shut out: {record['revoked']}"
-    print(json.dumps(record) if json_output else printable(said))
+    if json_output:
+        print(json.dumps(record))
+        return
+    print(printable(f"client {name} is shut out: {record['revoked']}"))
+    if record["open_tokens"]:
+        print("Who knows one of these join tokens can come back under another name:")
+        for token in record["open_tokens"]:
+            print(f"  fedserver tokens revoke {token}")
 
 
 @operators.command("create")

@@ -327,7 +327,11 @@ class Registry:
     # --- shutting out ------------------------------------------------------------------------
 
     def revoke_client(self, name: str, reason: str) -> dict[str, Any]:
-        """Shut a client out: its certificates stop counting, and it leaves its runs."""
+        """Shut a client out: its certificates stop counting, and it leaves its runs.
+
+        The record names the tokens with which the device, if it still knows one, could come back
+        under another name: those that are for nobody by name and usable.
+        """
         reason = reason.strip() or "by the operator"
         mine = certificates.c.role == CLIENT, certificates.c.name == name
         with self._database.begin() as tx:
@@ -347,7 +351,13 @@ class Registry:
             exclusion.shut_out(tx, name, reason, self._clock.wall())
         self.load()
         log.warning("client_revoked", client=name, reason=reason, certificates=struck.rowcount)
-        return {"name": name, "revoked": reason, "certificates": struck.rowcount}
+        open_tokens = [t["id"] for t in self.tokens() if t["state"] == "usable" and not t["client"]]
+        return {
+            "name": name,
+            "revoked": reason,
+            "certificates": struck.rowcount,
+            "open_tokens": open_tokens,
+        }
 
 
 def _check_name(name: str) -> None:

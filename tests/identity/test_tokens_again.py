@@ -34,9 +34,21 @@ def test_who_is_shut_out_has_no_token_left_to_come_back_with(tmp_path: Path) -> 
     token, record = records.registry.create_token(2, 600, "c0", "h:1")
     request = signing_request(new_key())
     records.registry.enrol(token.id, token.secret, "c0", request)
-    records.registry.revoke_client("c0", "stolen")
+    assert records.registry.revoke_client("c0", "stolen")["open_tokens"] == []
     states = {one["id"]: one["state"] for one in records.registry.tokens()}
     assert states == {record["id"]: "revoked"}
     with pytest.raises(TokenError, match="was revoked"):
         records.registry.enrol(token.id, token.secret, "c0", signing_request(new_key()))
     assert records.joined("c0", client="c0"), "a token made afterwards takes it back"
+
+
+def test_who_is_shut_out_may_know_tokens_for_any_name_which_are_told(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    shared, record = records.registry.create_token(2, 600, "", "h:1")
+    spent, _ = records.registry.create_token(1, 600, "", "h:1")
+    records.registry.create_token(1, 600, "c1", "h:1")
+    for token, name in ((shared, "c0"), (spent, "c2")):
+        records.registry.enrol(token.id, token.secret, name, signing_request(new_key()))
+    assert records.registry.revoke_client("c0", "stolen")["open_tokens"] == [record["id"]]
+    records.registry.enrol(shared.id, shared.secret, "c9", signing_request(new_key()))
+    assert records.registry.revoke_client("c9", "the same")["open_tokens"] == []

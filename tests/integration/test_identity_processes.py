@@ -43,8 +43,13 @@ def shut_out_in_mid_run(bench: Federation) -> None:
     text = run(name="second", rounds=5000).replace("expected = 2", "expected = 2\nminimum = 2")
     run_id = bench.submit(text + "[round]\ndeadline_seconds = 600\n")
     wait_for_round(bench, run_id, 1)
-    revoked = bench.command("clients", "revoke", "c1", "--reason", "lost on the train", "--json")
-    assert json.loads(revoked.stdout)["revoked"] == "lost on the train"
+    usable = json.loads(bench.command("tokens", "list", "--json").stdout)
+    said = bench.command("clients", "revoke", "c1", "--reason", "lost on the train").stdout
+    first, *rest = said.splitlines()
+    assert first == "client c1 is shut out: lost on the train"
+    open_tokens = [t["id"] for t in usable if t["state"] == "usable" and not t["client"]]
+    assert open_tokens
+    assert rest[1:] == [f"  fedserver tokens revoke {token}" for token in open_tokens]
     assert bench.processes.pop("c1").wait(PATIENCE) == 3
     assert "lost on the train" in bench.log("c1").splitlines()[-1]
     # The run needs two and has lost one for good: it pauses at once, with the reason.
