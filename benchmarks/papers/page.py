@@ -155,11 +155,16 @@ def _stage(table: Table, number: int) -> list[str]:
         if len(tried) < len(candidates):
             lines.append(f"| {table.row(row).title} | not run: not yet |")
             continue
-        top = max(one.accuracy for one in tried)
+        diverged = stage.diverged.get(row, ())
+        top = max((one.accuracy for one in tried if one.settings not in diverged), default=None)
         cells = []
         for one in tried:
-            mark = "**" if one.accuracy == top else ""
-            cells.append(f"{_listed(one.settings)}: {mark}{one.accuracy:.1f}{mark}")
+            ended = one.settings not in diverged
+            mark = "**" if ended and one.accuracy == top else ""
+            cells.append(
+                f"{_listed(one.settings)}: {mark}{one.accuracy:.1f}{mark}"
+                + ("" if ended else ", diverges with all clients")
+            )
         lines.append(f"| {table.row(row).title} | {'; '.join(cells)} |")
     return [*lines, ""]
 

@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import page
 import results
@@ -128,7 +129,9 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 
 def _set_up() -> None:
-    """Make a process ready to run rows."""
+    """Make a process ready to run rows; one that others started ends with who started it."""
+    if (parent := parent_process()) is not None:
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     torch.set_num_threads(1)
     use_huge_pages()

@@ -10,7 +10,10 @@ import results
 import rows
 import tables
 from pydantic import BaseModel, ConfigDict
-from tables import Row, Table, Value
+from tables import Row, Search, Table, Value
+
+from fedserver.errors import DataDirectoryError
+from fedserver.storage.database import lock_directory
 
 
 class Scored(BaseModel):
@@ -35,8 +38,20 @@ def found(table: str) -> dict[str, list[Scored]]:
 
 
 def scored(table: Table, stage: int, row: str) -> list[Scored]:
-    """Return what a row's candidates of a stage reached, as far as they have been run."""
-    return [one for one in found(table.name).get(row, []) if one.stage == stage]
+    """Return what a row's candidates of a stage reached, in their order, as far as they were run.
+
+    Scores of what is no candidate any more stay on record and count for nothing.
+    """
+    assert table.search is not None
+    candidates = table.search.stages[stage - 1].candidates.get(row, ())
+    tried = {
+        _key(one.settings): one for one in found(table.name).get(row, []) if one.stage == stage
+    }
+    return [tried[key] for key in map(_key, candidates) if key in tried]
+
+
+def _key(settings: dict[str, Value]) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def best(table: Table, row: str) -> dict[str, Value] | None:
@@ -47,10 +62,11 @@ def best(table: Table, row: str) -> dict[str, Value] | None:
     stages = table.search.stages if table.search is not None else ()
     for number, stage in reversed(list(enumerate(stages, 1))):
         tried = scored(table, number, row)
-        if tried and len(tried) < len(stage.candidates.get(row, ())):
+        if tried and len(tried) < len(stage.candidates[row]):
             return None
-        if tried:
-            return dict(max(tried, key=lambda one: one.accuracy).settings)
+        ended = [one for one in tried if one.settings not in stage.diverged.get(row, ())]
+        if ended:
+            return dict(max(ended, key=lambda one: one.accuracy).settings)
     return {}
 
 
@@ -74,40 +90,61 @@ def search(table: Table, folder: Path, only: list[str], device: str, pool: Execu
         table: has a [search].
         folder: of the data sets.
         only: these rows' candidates alone; empty: all.
-        device: what trains.
+        device: what trains; candidates of rows for a GPU are scored on one, and others are not.
         pool: does as many at the same time as it has workers.
+
+    Raises:
+        SystemExit: another search of the table is under way, or a candidate failed.
     """
     if table.search is None:
         raise SystemExit(f"{table.name} has no [search]: its settings are the paper's or another's")
-    started: dict[Future[float], tuple[int, str, dict[str, Value]]] = {}
-    for number, stage in enumerate(table.search.stages, 1):
-        for row, candidates in stage.candidates.items():
-            done = [one.settings for one in scored(table, number, row)]
-            for settings in candidates if row in only or not only else ():
-                if settings not in done:
-                    place = (table, table.search, stage, row, settings, folder, device)
-                    started[pool.submit(rows.score, *place)] = (number, row, settings)
+    place = rows.WORK / table.name / "search"
+    place.mkdir(parents=True, exist_ok=True)
     try:
-        for one in as_completed(started):
-            _keep(table, *started[one], one.result())
-    finally:
-        for one in started:
-            one.cancel()
-    apply()
+        lock = lock_directory(place)
+    except DataDirectoryError:
+        raise SystemExit(f"another search of {table.name} is under way; wait for it") from None
+    with lock:
+        try:
+            _search(table, table.search, folder, only, device, pool)
+        finally:
+            apply()
+
+
+def _search(
+    table: Table, plan: Search, folder: Path, only: list[str], device: str, pool: Executor
+) -> None:
+    started: dict[Future[float], tuple[int, str, dict[str, Value]]] = {}
+    for number, stage in enumerate(plan.stages, 1):
+        for row, candidates in stage.candidates.items():
+            if (only and row not in only) or table.row(row).gpu != (device != "cpu"):
+                continue
+            done = [one.settings for one in scored(table, number, row)]
+            for settings in candidates:
+                if settings not in done:
+                    one = pool.submit(rows.score, table, plan, stage, row, settings, folder, device)
+                    started[one] = (number, row, settings)
+    failed: BaseException | None = None
+    for one in as_completed(started):
+        if one.cancelled():
+            continue
+        try:
+            accuracy = one.result()
+        except BaseException as error:
+            # Those that run yet are worth their time: their scores are kept, no other begins.
+            failed = failed or error
+            for other in started:
+                other.cancel()
+            continue
+        _keep(table, *started[one], accuracy)
+    if failed is not None:
+        raise failed
 
 
 def _keep(table: Table, number: int, row: str, settings: dict[str, Value], accuracy: float) -> None:
-    """Put a score on record, in the order of the candidates."""
-    assert table.search is not None
-    entries = found(table.name)  # read anew: another search may have added to it
+    """Put a score on record."""
+    entries = found(table.name)
     entries.setdefault(row, []).append(Scored(stage=number, settings=settings, accuracy=accuracy))
-    stages = table.search.stages
-
-    def place(one: Scored) -> tuple[int, int]:
-        candidates = stages[one.stage - 1].candidates.get(row, ())
-        return one.stage, [*candidates, one.settings].index(one.settings)
-
-    entries[row].sort(key=place)
     _write(table.name, entries)
     listed = ", ".join(f"{name} {value}" for name, value in settings.items())
     rows.console.print(f"  stage {number}, {row}: {accuracy:.2f} % at {listed}")
@@ -136,7 +173,9 @@ def _write(table: str, entries: dict[str, list[Scored]]) -> None:
     path = _path(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {row: [one.model_dump() for one in tried] for row, tried in entries.items()}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def _path(table: str) -> Path:

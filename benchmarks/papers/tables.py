@@ -37,7 +37,7 @@ class Row(_Strict):
     gpu: bool = False
     """More than two cores can do in half an hour."""
     missing: str = ""
-    """Why the row cannot be run where its data cannot be had."""
+    """Why there is no result: data that cannot be had, settings with which training diverges."""
     settings_of: str = ""
     """Row whose searched settings it takes where it has none of its own: `ROW` of this table or
     `TABLE/ROW`; "": none."""
@@ -61,6 +61,9 @@ class Stage(_Strict):
     """What all candidates have besides, as a faster decay where rounds are fewer than a row's."""
     candidates: dict[str, tuple[dict[str, Value], ...]]
     """By row, the same number for each."""
+    diverged: dict[str, tuple[dict[str, Value], ...]] = {}
+    """By row, candidates with which the row itself diverges: no settings for it, whatever they
+    score on the stage's clients."""
 
     @field_validator("candidates")
     @classmethod
@@ -70,6 +73,14 @@ class Stage(_Strict):
         if len({len(tried) for tried in found.values()}) > 1:
             raise ValueError("every row of a stage gets the same number of candidates")
         return found
+
+    @model_validator(mode="after")
+    def _diverged_are_candidates(self) -> Stage:
+        for row, settings in self.diverged.items():
+            strange = [one for one in settings if one not in self.candidates.get(row, ())]
+            if strange:
+                raise ValueError(f"diverged.{row}: {strange[0]} is no candidate of this stage")
+        return self
 
 
 class Search(_Strict):

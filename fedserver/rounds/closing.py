@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = get_logger()
 
 OPEN_TASKS = ("planned", "offered", "taken")
+MOST_REASONS = 3
+"""Of clients' failures that a paused run's reason tells: where all fail, all say the same."""
 
 
 def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
@@ -58,7 +60,9 @@ def close_if_due(engine: Engine, tx: Connection, current: Any) -> bool:
     if _failures(tx, current) > context.runfile.round.retries:
         given = select(tasks.c.reason).where(mine, tasks.c.reason != "").distinct()
         reasons = sorted(tx.scalars(given))
-        detail = "".join(f"; {reason}" for reason in reasons)
+        detail = "".join(f"; {reason}" for reason in reasons[:MOST_REASONS])
+        if len(reasons) > MOST_REASONS:
+            detail += f"; and {len(reasons) - MOST_REASONS} more: `fedserver show --json` has all"
         engine.set_status(
             tx, current.run, "paused", f"round {current.round}: {why}{detail}", ended=False
         )

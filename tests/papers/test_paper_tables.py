@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -249,6 +250,14 @@ def test_the_last_stage_that_has_begun_decides(
     assert "`learning_rate` 0.01: **60.0**; `learning_rate` 0.02: 50.0" in page.text(
         table, drawn=False
     )
+    assert table.search is not None
+    last = {"diverged": {"row": ({"learning_rate": 0.01},)}}
+    stages = (table.search.stages[0], table.search.stages[1].model_copy(update=last))
+    plan = table.search.model_copy(update={"stages": stages})
+    table = table.model_copy(update={"search": plan})
+    assert search.best(table, "row") == {"learning_rate": 0.02}
+    told = "`learning_rate` 0.01: 60.0, diverges with all clients; `learning_rate` 0.02: **50.0**"
+    assert told in page.text(table, drawn=False)
 
 
 def test_a_search_writes_run_files_and_drops_results_of_other_settings(
@@ -271,10 +280,76 @@ def test_a_search_writes_run_files_and_drops_results_of_other_settings(
     assert results.saved("small", "row", 0) == found
 
 
+def test_scores_of_what_is_no_candidate_any_more_count_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = searched_table(small_table(tmp_path, monkeypatch, rounds=3))
+    monkeypatch.setattr(tables, "names", list)
+    monkeypatch.setattr(rows, "score", lambda *given: float(given[4]["learning_rate"]))
+    searched(table, tmp_path)
+    assert search.best(table, "row") == {"learning_rate": 0.02}
+    content = table.model_dump()
+    content["search"]["stages"][1]["candidates"] = {
+        "row": [{"learning_rate": 0.001}, {"learning_rate": 0.01}]
+    }
+    changed = tables.Table.model_validate(content)
+    assert search.best(changed, "row") is None, "one of two has no score yet"
+    searched(changed, tmp_path)
+    assert search.best(changed, "row") == {"learning_rate": 0.01}
+    content["search"]["stages"] = content["search"]["stages"][:1]
+    fewer = tables.Table.model_validate(content)
+    searched(fewer, tmp_path)
+    assert search.best(fewer, "row") == {"learning_rate": 0.2}
+
+
+def test_what_runs_beside_a_candidate_that_fails_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = searched_table(small_table(tmp_path, monkeypatch, rounds=3))
+    monkeypatch.setattr(tables, "names", list)
+    failed = Event()
+
+    def score(*given: object) -> float:
+        settings: rows.Settings = given[4]  # type: ignore[assignment]
+        if settings["learning_rate"] == 0.1:
+            failed.set()
+            raise SystemExit("the disk is full")
+        assert failed.wait(30)
+        time.sleep(0.2)
+        return 50.0
+
+    monkeypatch.setattr(rows, "score", score)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(SystemExit, match="disk is full"):
+        search.search(table, tmp_path, [], "cpu", pool)
+    assert search.found("small")["row"][0].settings == {"learning_rate": 0.2}
+    busy = lock_directory(rows.WORK / "small" / "search")
+    with busy, pytest.raises(SystemExit, match="another search of small"):
+        searched(table, tmp_path)
+
+
+def test_candidates_of_rows_for_a_gpu_are_scored_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = searched_table(small_table(tmp_path, monkeypatch, rounds=3))
+    row = table.rows[0].model_copy(update={"gpu": True})
+    table = table.model_copy(update={"rows": (row, *table.rows[1:])})
+    monkeypatch.setattr(tables, "names", list)
+    asked: list[object] = []
+    monkeypatch.setattr(rows, "score", lambda *given: asked.append(given[6]) or 1.0)
+    searched(table, tmp_path)
+    assert not asked
+    with ThreadPoolExecutor(1) as pool:
+        search.search(table, tmp_path, [], "cuda", pool)
+    assert asked == ["cuda"] * 4
+
+
 def test_every_row_of_a_stage_has_the_same_number_of_candidates() -> None:
     uneven = {"clients": 1, "rounds": 1, "candidates": {"a": [{"x": 1}], "b": [{"x": 1}, {"x": 2}]}}
     with pytest.raises(ValueError, match="same number of candidates"):
         tables.Stage.model_validate(uneven)
+    strange = {"clients": 1, "rounds": 1, "candidates": {"a": [{"x": 1}]}}
+    with pytest.raises(ValueError, match="is no candidate of this stage"):
+        tables.Stage.model_validate({**strange, "diverged": {"a": [{"x": 2}]}})
 
 
 def test_the_command_lists_every_table() -> None:

@@ -99,7 +99,7 @@ def test_without_penalty_weights_keep_their_bits() -> None:
 def test_the_penalty_on_centres_can_be_switched_off() -> None:
     rules = CentreRules(penalised=False)
     books, weights = fresh(rules)
-    before = books.centres
+    before = books.centres.clone()
     books.settle(weights, torch.empty_like(weights), 0.05)
     books.move(torch.zeros_like(before), weights, RATES, rules)
     npt.assert_array_equal(books.centres, before)

@@ -144,6 +144,21 @@ def test_below_the_minimum_is_retried_then_paused_with_the_reason(bench: Bench) 
     assert bench.record(run_id)["round"] == 1
 
 
+def test_a_run_that_all_clients_fail_says_so_with_three_of_their_reasons(bench: Bench) -> None:
+    run_id, names = started(bench, 5, sections="[round]\nretries = 0\n")
+    for name in names:
+        said = f"the loss of {name} became nan"
+        task = bench.task(name)
+        bench.desk.report_failure(name, task.task_id, "training", said, permanent=False)
+    bench.settle()
+    record = bench.record(run_id)
+    assert record["status"] == "paused"
+    assert record["reason"].count("became nan") == 3
+    assert record["reason"].endswith("; and 2 more: `fedserver show --json` has all")
+    told = record["history"][-1]["clients"]
+    assert all(f"the loss of {name} became nan" in told[name]["reason"] for name in names)
+
+
 def test_all_failed_closes_at_once_and_permanent_failures_exclude(bench: Bench) -> None:
     run_id, _ = started(bench, 2)
     task = bench.task("c0")

@@ -6,13 +6,14 @@ once. It does again what was done when it was recorded: the same operations with
 at the same addresses. So a step that is replayed keeps its state where it is, and whatever number
 it takes from elsewhere is named by `given`: where that changes, it is recorded anew.
 
-Asked for by `MOTLEY_CUDA_GRAPHS=on`: no GPU has replayed a step yet (docs/simulation.md).
+Asked for by `MOTLEY_CUDA_GRAPHS=on`: no GPU has confirmed it yet (docs/simulation.md).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,7 +95,7 @@ def recorder_of(device: str) -> Recorder | None:
         return None
     if device not in _recorders:
         _recorders[device] = _Graphs(device)
-    return _recorders[device]
+    return _recorders[device]  # None from the first refusal on
 
 
 class _Replayed:
@@ -135,7 +136,7 @@ class _Replayed:
                 )
             except RuntimeError as error:
                 log.warning("steps_not_recorded", reason=str(error)[:300])
-                self._recorder = None
+                self._recorder = _recorders[self._source.device] = None  # torch may not recover
                 return self._taken(iteration, numbers, batches)
             self._recordings[shapes] = recording
         return recording.replayed(batches)
@@ -169,7 +170,7 @@ class _Recording:
 
 
 class _Graphs:
-    """Records CUDA graphs of one device, all in the same memory: one is in use at a time."""
+    """Records CUDA graphs of one device, all in the same memory: one thread trains at a time."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -195,10 +196,13 @@ class _Graphs:
             graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
             try:
                 loss = step()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # it says that the recording is spoilt, not why
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         return graph, loss
 
 
-_recorders: dict[str, Recorder] = {}
+_recorders: dict[str, Recorder | None] = {}
