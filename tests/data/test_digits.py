@@ -13,7 +13,11 @@ from motley.workload import DataSpec
 from motley.workloads import digits
 from motley.workloads.digits import Digits
 
-pytest.importorskip("sklearn", reason="the digits come with scikit-learn: motley-fl[digits]")
+# Looked for, not imported: that takes seconds in each process that collects tests.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None,
+    reason="the digits come with scikit-learn: motley-fl[digits]",
+)
 
 
 def test_the_whole_set() -> None:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ STEPS = Guarantee(
 RELEASES = Guarantee(mode="release", epsilon=2.0, delta=DELTA, clip=1.0, tasks=5)
 
 
+@cache
 def noise_for(guarantee: Guarantee) -> float:
     """Return the z that just keeps a promise, by bisection."""
     low, high = 0.2, 100.0
@@ -39,12 +41,9 @@ def noise_for(guarantee: Guarantee) -> float:
     return high
 
 
-Z = {guarantee.mode: noise_for(guarantee) for guarantee in (STEPS, RELEASES)}
-
-
 def spend(store: object, guarantee: Guarantee, number: int = 1, run: str = "r") -> bytes:
     spec = task(RELEASE, round_=number, run_id=run, task_id=f"{run}-{number}")
-    return TaskPrivacy(store, spec).spend(guarantee, Z[guarantee.mode])  # type: ignore[arg-type]
+    return TaskPrivacy(store, spec).spend(guarantee, noise_for(guarantee))  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=["memory", "files"])
@@ -72,12 +71,12 @@ def test_the_owners_budget_counts_all_runs_together_for_one_record() -> None:
     for number in range(1, 4):
         spend(store, STEPS, number, run="a")
         spend(store, RELEASES, number, run="b")
-    total = compose(NOTHING, sampled_gaussian(Z["ldp-sgd"], 0.1), 60)
-    total = compose(total, sampled_gaussian(Z["release"] / 2, 1.0), 3)
+    total = compose(NOTHING, sampled_gaussian(noise_for(STEPS), 0.1), 60)
+    total = compose(total, sampled_gaussian(noise_for(RELEASES) / 2, 1.0), 3)
     expected = epsilon_at(total, DELTA)
     assert spent(store.entries(), DELTA, "record") == pytest.approx(expected)
     assert expected > max(
-        epsilon_of(Z["ldp-sgd"], 0.1, 60, DELTA), epsilon_of(Z["release"], 1.0, 3, DELTA)
+        epsilon_of(noise_for(STEPS), 0.1, 60, DELTA), epsilon_of(noise_for(RELEASES), 1.0, 3, DELTA)
     )
     store.owner = Budget(epsilon=expected, delta=DELTA)
     with pytest.raises(PrivacyBudgetError, match="the privacy budget of this device is spent"):
@@ -89,7 +88,7 @@ def test_the_owners_budget_counts_all_runs_together_for_one_record() -> None:
 def test_noise_that_breaks_the_promise_is_refused_whatever_the_server_says() -> None:
     store = MemoryStore(KEY)
     with pytest.raises(PrivacyError, match="and the run promises 2"):
-        TaskPrivacy(store, task(RELEASE)).spend(RELEASES, 0.9 * Z["release"])
+        TaskPrivacy(store, task(RELEASE)).spend(RELEASES, 0.9 * noise_for(RELEASES))
     assert not store.entries()
 
 
@@ -110,9 +109,9 @@ def test_a_task_that_begins_again_pays_again_and_draws_other_noise(store) -> Non
 def test_noise_is_never_drawn_twice() -> None:
     store = MemoryStore(KEY)
     privacy = TaskPrivacy(store, task(RELEASE))
-    privacy.spend(RELEASES, Z["release"])
+    privacy.spend(RELEASES, noise_for(RELEASES))
     with pytest.raises(PrivacyError, match="the same noise twice"):
-        privacy.spend(RELEASES, Z["release"])
+        privacy.spend(RELEASES, noise_for(RELEASES))
 
     class Stuck(MemoryStore):
         """A source of random numbers that repeats itself."""
@@ -232,6 +231,7 @@ def test_a_full_disk_gives_no_key_and_room_later_does(files, monkeypatch) -> Non
 
 SPENDER = """
 import sys
+from functools import cache
 from pathlib import Path
 from fedclient.privacy import PrivacyFiles
 from motley.plan import Plan
@@ -295,7 +295,7 @@ def test_the_command_prints_the_ledger(tmp_path) -> None:
         ("b", "client-release", 1),
     ]
     assert record["runs"][1]["spent_epsilon"] == pytest.approx(
-        epsilon_of(Z["release"], 1.0, 1, DELTA)
+        epsilon_of(noise_for(RELEASES), 1.0, 1, DELTA)
     )
     text = CliRunner().invoke(app, ["privacy", "--state", str(tmp_path)]).stdout
     assert "of 9 at delta 1e-06, 2 tasks" in text
