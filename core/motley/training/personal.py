@@ -187,14 +187,14 @@ def close_states(model: AlternatingModel, befores: Sequence[Mapping[str, Array]]
         for own, statistics in zip(tensors, model.quantized.tensors_of_all(), strict=True):
             own.update((n, statistics[n]) for n in own if n not in parameters)
     codes = _rows(codebooks.codes() if codebooks.frozen else (), len(tensors))
-    counts = codebooks.moved.cpu().numpy(), int(codebooks.updates)
+    moved, updates = codebooks.moved.cpu().numpy(), int(codebooks.updates)
     states = []
     for row, (own, centres) in enumerate(zip(tensors, _codebook_tensors(codebooks), strict=True)):
         state = {**full_precision_state(own), **centres}
         for layer, cells in zip(codebooks.layers, codes[row], strict=False):
             state[f"codes/{layer.name}"] = cells.reshape(own[layer.name].shape)
         counted = befores[row]["centre_updates"].astype(np.int64)
-        counted += np.array([counts[0][row], counts[1]])
+        counted += np.array([moved[row], updates])
         states.append({**state, "penalty": befores[row]["penalty"], "centre_updates": counted})
     return states
 
