@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -83,6 +83,24 @@ class ArrayModel:
     """Makes the initial values of all tensors."""
 
 
+class Augmentation(Protocol):
+    """Changes training samples at random, anew each time that they are drawn.
+
+    What is drawn follows from the run's seed, the client and the number of the batch, so that a
+    task that is done again trains on the same samples.
+    """
+
+    def draw(self, generator: np.random.Generator, samples: int) -> npt.NDArray[np.int64]:
+        """Return what is drawn for each sample of a batch, [samples, ...]; samples may be 0."""
+
+    def apply(self, inputs: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """Return inputs [B, ...], changed as `drawn` [B, ...] says, on the device that both are on.
+
+        Samples may be of many clients: each must depend on its own row alone. Inputs stay as they
+        are.
+        """
+
+
 def _no_module() -> torch.nn.Module:
     raise WorkloadError(
         "this model variant is arrays and no torch module; only fedavg and fedpaq train those, "
@@ -117,6 +135,9 @@ class Workload(ABC):
     """Raised when an update of one version cannot be mixed with another's."""
     batchable: ClassVar[bool] = True
     """Whether a simulation may train many clients of it at once."""
+    augmentation: Augmentation | None = None
+    """How training samples are changed each time they are drawn; None: not at all. Tests and scores
+    see them as they are, and an `ArrayWorkload` changes its own."""
 
     @abstractmethod
     def variants(self) -> Mapping[str, Variant]:

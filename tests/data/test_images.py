@@ -21,6 +21,7 @@ from motley.data import cifar, idx
 from motley.errors import DataError, WorkloadError
 from motley.models.units import variant_table
 from motley.workload import DataSpec, LocalData, Workload
+from motley.workloads.crops import CropAndMirror
 from motley.workloads.images import Cifar10, Cifar100, EmnistLetters, Mnist
 from motley.workloads.selection import Selection
 
@@ -75,6 +76,13 @@ def test_mnist_standardised_by_the_training_part(mnist: Path) -> None:
 def test_standardised_is_true_or_false() -> None:
     with pytest.raises(WorkloadError, match="standardised is 'no'; expected true or false"):
         Mnist(standardised="no")  # type: ignore[arg-type]
+
+
+def test_augmented_is_true_or_false() -> None:
+    assert Cifar10().augmentation is None
+    assert isinstance(Cifar100(augmented=True).augmentation, CropAndMirror)
+    with pytest.raises(WorkloadError, match="augmented is 1; expected true or false"):
+        Cifar10(augmented=1)  # type: ignore[arg-type]
 
 
 def test_mnist_whole(mnist: Path) -> None:
@@ -217,6 +225,10 @@ def test_cifar10_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.train.inputs.dtype == np.float32
     first = (data.train.inputs[:, 0, 0, 0] * 0.2470 + 0.4914) * 255
     npt.assert_allclose(first, data.train.targets, atol=1e-3)
+    # Batches are changed when they are drawn; what a model is tested on is not.
+    ours = load(Cifar10(augmented=True), f"{tmp_path}?clients=5&client=1&classes=4")
+    npt.assert_array_equal(ours.train.inputs, data.train.inputs)
+    npt.assert_array_equal(ours.test.inputs, data.test.inputs)
     with pytest.raises(DataError, match="'writers' is not known"):
         load(Cifar10(), f"{tmp_path}?writers=3&qmnist=q")
 

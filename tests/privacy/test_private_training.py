@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from private_cases import KEY, LDP_SGD, RELEASE, SEED, Points, first_model, flat, task, train
@@ -17,6 +18,7 @@ from motley.models.units import load_tensors
 from motley.privacy.ledger import MemoryStore
 from motley.privacy.noise import SecretStream, derive_key
 from motley.privacy.release import private_release
+from motley.seeding import numpy_generator
 from motley.task import TaskKind
 from motley.training.batches import Batches
 from motley.wire import PayloadReader, encode_dense, write_payload
@@ -31,24 +33,44 @@ def key_of(spec: object, nonce: str = "0" * 32) -> bytes:
     return derive_key(KEY, *labels)
 
 
-def test_a_private_step_is_the_papers_by_hand() -> None:
+class Signs:
+    """Draws for each sample whether its numbers change their sign."""
+
+    def draw(self, generator: np.random.Generator, samples: int) -> npt.NDArray[np.int64]:
+        return generator.integers(0, 2, samples)
+
+    def apply(self, inputs: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        return inputs * (1 - 2 * drawn)[:, None]
+
+
+class Flipped(Points):
+    """Points that are changed as they are drawn."""
+
+    augmentation = Signs()
+
+
+@pytest.mark.parametrize("workload", [Points(), Flipped()], ids=["plain", "augmented"])
+def test_a_private_step_is_the_papers_by_hand(workload: Points) -> None:
     """Poisson batches, clipped sums, noise over b: as a plain loop over records and steps."""
     settings = {**LDP_SGD, "momentum": 0.5, "weight_decay": 0.1, "learning_rate": 0.3}
     spec = task(settings)
-    found = train(settings, spec=spec)
-    split = Points().load(DataSpec("points")).train
+    found = train(settings, spec=spec, workload=workload)
+    split = workload.load(DataSpec("points")).train
     batches, noise = (SecretStream(key_of(spec), what) for what in ("batches", "noise"))
     module = Points().variants()["mlp"].build()
     load_tensors(module, first_model())
     parameters = list(module.parameters())
     velocity = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     sizes = []
-    for _ in range(3):
+    for step in range(3):
         drawn = [j for j, u in enumerate(batches.uniform(30)) if u < 0.2]
         sizes.append(len(drawn))
         total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-        for j in drawn:
-            logits = module(torch.from_numpy(split.inputs[j : j + 1]))
+        signs = np.ones(len(drawn), np.float32)
+        if workload.augmentation is not None:
+            signs -= 2 * numpy_generator(SEED, "augment", step, "c0").integers(0, 2, len(drawn))
+        for j, sign in zip(drawn, signs, strict=True):
+            logits = module(torch.from_numpy(sign * split.inputs[j : j + 1]))
             target = torch.from_numpy(split.targets[j : j + 1])
             loss = torch.nn.functional.cross_entropy(logits, target)
             gradients = [g.double() for g in torch.autograd.grad(loss, parameters)]

@@ -49,6 +49,7 @@ def private_sgd(
     key: bytes,
     descent: Descent,
     *,
+    augmented: Callable[[int, torch.Tensor], torch.Tensor] = lambda step, inputs: inputs,
     microbatch: int = 0,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> None:
@@ -62,6 +63,7 @@ def private_sgd(
         noise_multiplier: z.
         key: secret of this task alone (`TaskPrivacy.spend`).
         descent: how g̃ is used; its rate is η of a step counted from 0 within the task.
+        augmented: changes a step's records, each by itself: one record still has one gradient.
         microbatch: records whose gradients are held at once; 0: what 64 MiB hold.
         progress: called with the finished fraction.
     """
@@ -84,7 +86,8 @@ def private_sgd(
             forward=descent.forward(step),
             moving=descent.moving,
         )
-        total = clipper.clipped_sum(inputs[index].to(device), targets[index].to(device))
+        records = augmented(step, inputs[index].to(device))
+        total = clipper.clipped_sum(records, targets[index].to(device))
         noisy = _noisy_mean(total, guarantee, noise_multiplier, noise)
         with torch.no_grad():
             for (name, p), mean in zip(trained.items(), noisy, strict=True):

@@ -15,6 +15,7 @@ import torch
 
 from motley.algorithms.base import ClientContext
 from motley.training.accelerator import has_room, resident
+from motley.training.augmented import changed, changes
 from motley.training.batches import Batches
 
 
@@ -51,6 +52,7 @@ class PaddedBatches:
     """Batches of K clients by iteration."""
 
     def __init__(self, contexts: Sequence[ClientContext], batches: Sequence[Batches]) -> None:
+        self._contexts = contexts
         self._splits = [context.data.train for context in contexts]
         self._batches, self._device = batches, contexts[0].device
         there = [resident(split, self._device) for split in self._splits]
@@ -74,6 +76,7 @@ class PaddedBatches:
         weights = (present / sizes[:, None]).astype(np.float32)
         even = bool((sizes == longest).all())
         inputs, targets = self._gathered(filled)
+        inputs = self._augmented(iteration, inputs, sizes)
         return Padded(
             inputs=inputs,
             targets=targets,
@@ -91,6 +94,16 @@ class PaddedBatches:
         pairs = list(zip(self._splits, chosen, strict=True))
         inputs = self._joined([split.inputs[own] for split, own in pairs])
         return inputs, self._joined([split.targets[own] for split, own in pairs])
+
+    def _augmented(self, number: int, inputs: torch.Tensor, sizes: np.ndarray) -> torch.Tensor:
+        """Return all clients' inputs [K·B, ...], each changed as when its client trains alone."""
+        longest, drawn = int(sizes.max()), []
+        for context, size in zip(self._contexts, sizes.tolist(), strict=True):
+            own = changes(context, number, size)
+            if own is None:
+                return inputs
+            drawn.append(np.concatenate([own, own[:1].repeat(longest - size, axis=0)]))
+        return changed(self._contexts[0], inputs, np.concatenate(drawn))
 
     def _joined(self, parts: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(self._device)

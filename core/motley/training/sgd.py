@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 
 from motley.algorithms.base import ClientContext
-from motley.training.accelerator import samples_on
 from motley.training.batches import Batches
-from motley.training.losses import mean_loss
+from motley.training.steps import Feed, take_steps
 
 
 def local_sgd(
@@ -29,16 +28,15 @@ def local_sgd(
     Raises:
         TrainingError: a loss is not finite.
     """
-    device = context.device
-    inputs, targets = samples_on(context.data.train, device)
+    feed = Feed(context, batches)
     parameters = [p for p in module.parameters() if p.requires_grad]
     velocity = [torch.zeros_like(p) for p in parameters] if momentum else []
-    losses = []
     module.train()
-    for step in range(steps):
-        iteration = context.plan.iteration + step
-        index = torch.from_numpy(batches(iteration)).to(device)
-        loss = context.workload.loss(module(inputs[index]), targets[index]).mean()
+
+    def step(iteration: int) -> torch.Tensor:
+        batch = feed(iteration)
+        losses = context.workload.loss(module(batch.inputs), batch.targets)
+        loss = batch.means(losses)
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for position, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
@@ -46,6 +44,6 @@ def local_sgd(
                 if velocity:
                     direction = velocity[position].mul_(momentum).add_(direction)
                 p.add_(direction, alpha=-learning_rate(iteration))
-        losses.append(loss.detach())
-        context.progress((step + 1) / steps)
-    return mean_loss(losses, context.task)
+        return loss.detach()
+
+    return take_steps(context, steps, step)

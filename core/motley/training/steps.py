@@ -14,6 +14,7 @@ import torch
 from motley.algorithms.base import ClientContext, Tensors, Trained
 from motley.errors import TrainingError
 from motley.training.accelerator import samples_on
+from motley.training.augmented import augmented
 from motley.training.batches import Batches
 from motley.training.flat import FlatModel
 from motley.training.losses import mean_loss, mean_losses
@@ -47,7 +48,7 @@ class Feed:
 
     def __init__(self, context: ClientContext, batches: Batches) -> None:
         self._inputs, self._targets = samples_on(context.data.train, context.device)
-        self._batches, self.device = batches, context.device
+        self._context, self._batches, self.device = context, batches, context.device
         self.held: dict[int, Drawn] = {}
 
     def __call__(self, number: int) -> Drawn:
@@ -57,7 +58,8 @@ class Feed:
     def draw(self, number: int) -> Batch:
         """Return batch `number`, from the samples."""
         index = torch.from_numpy(self._batches(number)).to(self.device)
-        return Batch(self._inputs[index], self._targets[index])
+        inputs = augmented(self._context, number, self._inputs[index])
+        return Batch(inputs, self._targets[index])
 
 
 class ManyFeed:

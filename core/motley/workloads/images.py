@@ -22,6 +22,7 @@ from motley.data.draws import Indices, Labels
 from motley.data.shared import shared
 from motley.errors import DataError, WorkloadError
 from motley.workload import DataSpec, LocalData, Split, Variant, Workload
+from motley.workloads.crops import CropAndMirror
 from motley.workloads.selection import Selection
 from motley.workloads.shares import (
     Part,
@@ -222,6 +223,18 @@ class Cifar10(PublishedImages):
     mean: ClassVar[tuple[float, float, float]] = (0.4914, 0.4822, 0.4465)
     deviation: ClassVar[tuple[float, float, float]] = (0.2470, 0.2435, 0.2616)
     """Of each channel over the training part, with pixels from 0 to 1."""
+
+    def __init__(self, augmented: bool = False) -> None:
+        """`augmented` comes from `[workload.arguments]` in the run file.
+
+        Training images are then cropped and mirrored at random each time that they are drawn.
+
+        Raises:
+            WorkloadError: it is neither true nor false.
+        """
+        if not isinstance(augmented, bool):
+            raise WorkloadError(f"augmented is {augmented!r}; expected true or false")
+        self.augmentation = CropAndMirror() if augmented else None
 
     def variants(self) -> Mapping[str, Variant]:
         """Return the CNNs without padding, MLPs and ResNets."""
