@@ -73,8 +73,10 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
 
     A private run's noise is planned, and a model that no guarantee can be given for is refused.
     The initial state is drawn by the same rule as the clients' personal models
-    (`fresh_tensors` under derive(seed, "init", variant)), or read from `init`, a payload file.
+    (`fresh_tensors` under derive(seed, "init", variant)), or read from `init`, a payload or
+    safetensors file.
     """
+    from motley.models.pretrained import SUFFIX, read_pretrained
     from motley.models.units import fresh_tensors, variant_table
     from motley.privacy.calibration import noise_multiplier
     from motley.privacy.guarantee import Guarantee
@@ -99,7 +101,9 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
         if name in {chosen, *job["variants"]} or name == next(iter(variants))
     }
     table = tables[chosen]
-    if job["init"]:
+    if job["init"].endswith(SUFFIX):
+        tensors = read_pretrained(Path(job["init"]), variants[chosen])
+    elif job["init"]:
         with PayloadReader(Path(job["init"]), table.tensor_table) as reader:
             tensors = {row.name: reader[row.name].decode() for row in table.rows}
     else:

@@ -70,7 +70,8 @@ class Run(_Section):
     rounds: int = Field(ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**63)
     init: str = ""
-    """Initial global model: a payload file, or `run:NAME` for another run's newest model."""
+    """Initial global model: a payload or safetensors file, or `run:NAME` for another run's newest
+    model."""
     on_lost_state: Literal["restart", "exclude"] = "restart"
     """What happens to a client whose personal state is gone: start afresh, or leave the run."""
     global_variant: str = ""

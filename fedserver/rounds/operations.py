@@ -130,7 +130,7 @@ class RunDesk:
         return row.id, "removed", digests
 
     def _initial_state(self, tx: Connection, init: str) -> str:
-        """Return the payload file that `init` names, "" for none; raise when it is not there."""
+        """Return the file that `init` names, "" for none; raise when it is not there."""
         if not init:
             return ""
         path = Path(init)
@@ -147,6 +147,6 @@ class RunDesk:
         if not path.is_file():
             raise RunFileError(
                 f"run.init: {init!r} is not a file on the server; expected a payload file as "
-                f"`fedserver fetch` writes it, or run:NAME"
+                f"`fedserver fetch` writes it, NAME.safetensors, or run:NAME"
             )
         return str(path.resolve())

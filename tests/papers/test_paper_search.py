@@ -135,7 +135,8 @@ def test_what_runs_beside_a_candidate_that_fails_is_kept(
         search.search(table, tmp_path, [], "cpu", pool)
     # The free worker may have begun another before the failure was heard of: it is kept too.
     kept = [one.settings for one in search.found("small")["row"]]
-    assert {"learning_rate": 0.2} in kept and {"learning_rate": 0.1} not in kept
+    assert {"learning_rate": 0.2} in kept
+    assert {"learning_rate": 0.1} not in kept
     busy = lock_directory(rows.WORK / "small" / "search")
     with busy, pytest.raises(SystemExit, match="another search of small"):
         searched(table, tmp_path)

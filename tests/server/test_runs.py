@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from bench import Bench, runfile
+from safetensors.torch import save_file
 from sqlalchemy import select, update
 from test_engine import finish_round, started
 
 from fedserver.errors import RunStateError, UnknownRunError
+from fedserver.model_process import prepare
+from fedserver.rounds.jobs import PrepareJob
 from fedserver.storage.schema import runs
-from motley.errors import RunFileError
+from motley.errors import RunFileError, WorkloadError
+from motley.models.units import variant_table
 from motley.seeding import numpy_generator
 from motley.task import TaskKind
+from motley.wire import PayloadReader
+from motley.workloads.digits import Digits
 
 
 def test_runs_queue_and_only_one_is_active(bench: Bench) -> None:
@@ -66,6 +75,26 @@ def test_init_from_another_run(bench: Bench) -> None:
         bench.runs.submit(text.replace("run:test", "/nowhere.motley"), "test")
     with pytest.raises(RunFileError, match="relative path"):
         bench.runs.submit(text.replace("run:test", "nowhere.motley"), "test")
+
+
+def test_init_from_a_pretrained_model(bench: Bench, tmp_path: Path) -> None:
+    """What a run ended with, as other programs have it, starts another run with the same bytes."""
+    first, names = started(bench, 2, rounds=1)
+    finish_round(bench, names)
+    digest = bench.record(first)["state"]
+    table = variant_table(Digits().variants()["cnn1"]).tensor_table
+    with PayloadReader(bench.payloads.path(digest), table) as reader:
+        tensors = {name: torch.from_numpy(reader[name].decode()) for name in reader.names}
+    path = tmp_path / "a model.safetensors"
+    save_file(tensors, path)
+    text = runfile(rounds=1).replace('name = "test"', f'name = "next"\ninit = "{path}"')
+    bench.runs.submit(text, "test")
+    job = bench.engine.tick()
+    assert isinstance(job, PrepareJob)
+    assert job.run(bench.payloads, prepare)["sha256"] == digest
+    save_file({**tensors, "fc9.bias": torch.zeros(2)}, path)
+    with pytest.raises(WorkloadError, match=r"a model\.safetensors.*unknown fc9\.bias"):
+        job.run(bench.payloads, prepare)
 
 
 def test_a_workload_that_the_server_has_not_is_refused_at_once(bench: Bench) -> None:

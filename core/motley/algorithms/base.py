@@ -137,6 +137,8 @@ class ClientContext:
     """Called with the finished fraction of the task, 0 to 1."""
     privacy: TaskPrivacy | None = None
     """The device's privacy ledger, for this task; None where none is kept."""
+    received: Broadcast | None = None
+    """The global model as it reached the client; None where the task names none."""
 
     @property
     def plan(self) -> Plan:

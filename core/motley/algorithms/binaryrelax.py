@@ -156,4 +156,4 @@ class BinaryRelax(PersonalModel):
             state.check_counts(personal, variant, plan)
             return personal
         counts = state.quantized_counts(variant, plan)
-        return binary_state(initial_model(context), tuple(counts))
+        return binary_state(initial_model(context, self.settings), tuple(counts))

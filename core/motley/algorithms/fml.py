@@ -25,7 +25,7 @@ from pydantic import Field
 
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.algorithms.personal_model import PersonalModel, StartSettings, initial_model
 from motley.errors import TrainingError
 from motley.plan import FULL_PRECISION
 from motley.workload import Scalar, Workload
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from motley.training.steps import Feed, ManyFeed
 
 
-class FMLSettings(LocalSettings):
+class FMLSettings(LocalSettings, StartSettings):
     """Settings of Federated Mutual Learning; `weight_decay` and `momentum` are of both models."""
 
     momentum: float = Field(default=0.0, ge=0, lt=1)
@@ -132,7 +132,11 @@ class FML(PersonalModel):
         """Return the private model as it was left, or as the seed draws it."""
         from motley.training.personal import full_precision_state
 
-        return full_precision_state(initial_model(context)) if personal is None else personal
+        return (
+            full_precision_state(initial_model(context, self.settings))
+            if personal is None
+            else personal
+        )
 
     trains_together: ClassVar[bool] = True
 

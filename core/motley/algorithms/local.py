@@ -264,7 +264,7 @@ class Local(PersonalModel):
         from motley.training.personal import check_counts
 
         if personal is None:
-            return self._fresh(context, initial_model(context))
+            return self._fresh(context, initial_model(context, self.settings))
         variant = context.workload.variants()[context.plan.variant]
         check_counts(personal, variant, context.plan, self.settings.centre_count)
         return personal

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from motley.algorithms.base import Algorithm, Broadcast, ClientContext, Finished, Tensors
+from motley.algorithms.base import (
+    Algorithm,
+    Broadcast,
+    ClientContext,
+    Finished,
+    Settings,
+    Tensors,
+)
 from motley.algorithms.local_settings import LocalSettings
 from motley.errors import PlanError
 from motley.wire import encode_codebook, encode_dense
+
+
+class StartSettings(Settings):
+    """Where personal models begin, for methods that have a global model of any size beside them."""
+
+    personal_start: Literal["seed", "global"] = "seed"
+    """"seed": drawn, the same for all clients. "global": where a client's variant is the global
+    one, the global model as it first reaches the client, so that who comes late or lost its state
+    begins with what the others have learnt, and all with a pretrained model; elsewhere drawn."""
 
 
 class PersonalModel(Algorithm):
@@ -73,9 +89,12 @@ class PersonalModel(Algorithm):
         return Finished(variant=context.plan.variant, model=model, metrics=metrics)
 
 
-def initial_model(context: ClientContext) -> Tensors:
-    """Return x⁰: the plan's variant as the run's seed draws it, the same for every client."""
+def initial_model(context: ClientContext, settings: Settings) -> Tensors:
+    """Return x⁰: the plan's variant as the run's seed draws it, or as `StartSettings` say."""
     from motley.training.personal import initial_tensors
 
-    name = context.plan.variant
+    name, received = context.plan.variant, context.received
+    wanted = isinstance(settings, StartSettings) and settings.personal_start == "global"
+    if wanted and received is not None and context.task.global_variant == name:
+        return dict(received.tensors)
     return initial_tensors(context.workload.variants()[name], name, context.task.run_seed)

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 
 from motley.algorithms.base import Broadcast, ClientContext, FloatArray, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.algorithms.personal_model import PersonalModel, StartSettings, initial_model
 from motley.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from motley.workload import Workload
 
 
-class PFedMeSettings(LocalSettings):
+class PFedMeSettings(LocalSettings, StartSettings):
     """Settings of pFedMe; `weight_decay` is the released code's μ, on θ alone."""
 
     inner_steps: int = Field(default=5, ge=1)
@@ -167,4 +167,8 @@ class PFedMe(PersonalModel):
         """Return θ as it was left; for a client that never trained, the first global model."""
         from motley.training.personal import full_precision_state
 
-        return full_precision_state(initial_model(context)) if personal is None else personal
+        return (
+            full_precision_state(initial_model(context, self.settings))
+            if personal is None
+            else personal
+        )

@@ -26,12 +26,13 @@ from pydantic import Field
 
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local import AlternatingSettings, Local
+from motley.algorithms.personal_model import StartSettings
 from motley.errors import TrainingError
 from motley.quantize.rules import Rates
 from motley.quantize.schedule import Schedule
 
 
-class QuPeDSettings(AlternatingSettings):
+class QuPeDSettings(AlternatingSettings, StartSettings):
     """Settings of QuPeD: those of Algorithm 1, and what the shared model needs."""
 
     distillation: float = Field(default=0.25, ge=0, lt=1)

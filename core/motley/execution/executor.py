@@ -129,6 +129,7 @@ class Executor:
         state, restarted = personal_state(algorithm, task, personal)
         with ExitStack() as stack, withholding(withheld):
             received = self.open(task, broadcast, stack)
+            context = replace(context, received=received if task.payload_sha256 else None)
             outcome = self._do(algorithm, context, received, state, personal, update, model)
         return replace(
             outcome,

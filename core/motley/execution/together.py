@@ -143,6 +143,7 @@ class _Opened:
             return None
         state, restarted = personal_state(algorithm, task, assignment.personal)
         received = self._open(assignment)
+        context = replace(context, received=received if task.payload_sha256 else None)
         model = None
         if task.kind is TaskKind.EVALUATE:
             model = algorithm.model_for(context, task.subject, received, state)
