@@ -41,6 +41,20 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def planned(self) -> dict[str, Scalar]:
+        """Return what a plan says: all that has a value.
+
+        Of settings that are `LATER` only those that differ from their default: a device of a
+        version that does not know one refuses the plan, and would refuse all of them.
+        """
+        later = {n for n, field in type(self).model_fields.items() if field.json_schema_extra}
+        default = {n for n in later if getattr(self, n) == type(self).model_fields[n].default}
+        return self.model_dump(exclude_none=True, exclude=default)
+
+
+LATER: dict[str, Any] = {"later": True}
+"""`json_schema_extra` of a setting that was added to a method that devices had already."""
+
 
 @dataclass(frozen=True)
 class Broadcast:
@@ -250,7 +264,7 @@ class Algorithm(ABC):
         return Plan(
             variant=member.variant,
             bits=dict.fromkeys(quantized, member.bits),
-            settings={**self.settings.model_dump(exclude_none=True), **member.settings},
+            settings={**self.settings.planned(), **member.settings},
             up_bits=member.up_bits,
             down_bits=member.down_bits,
             iteration=(moment.round - 1) * self.local_steps,

@@ -143,7 +143,7 @@ class FedMPQ(Algorithm):
             variant=member.variant,
             bits=start,
             settings={
-                **self.settings.model_dump(exclude_none=True),
+                **self.settings.planned(),
                 **member.settings,
                 "budget": budget,
             },

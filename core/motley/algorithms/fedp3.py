@@ -134,7 +134,7 @@ class FedP3(Algorithm):
             variant=member.variant,
             upload=(*share.units, final),
             settings={
-                **self.settings.model_dump(exclude_none=True),
+                **self.settings.planned(),
                 **member.settings,
                 "keep": share.keep,
                 "local_keep": share.local_keep,

@@ -6,8 +6,10 @@ from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from motley.algorithms.base import (
+    LATER,
     Algorithm,
     Broadcast,
     ClientContext,
@@ -23,7 +25,7 @@ from motley.wire import encode_codebook, encode_dense
 class StartSettings(Settings):
     """Where personal models begin, for methods that have a global model of any size beside them."""
 
-    personal_start: Literal["seed", "global"] = "seed"
+    personal_start: Literal["seed", "global"] = Field("seed", json_schema_extra=LATER)
     """"seed": drawn, the same for all clients. "global": where a client's variant is the global
     one, the global model as it first reaches the client, so that who comes late or lost its state
     begins with what the others have learnt, and all with a pretrained model; elsewhere drawn."""
