@@ -76,11 +76,11 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     (`fresh_tensors` under derive(seed, "init", variant)), or read from `init`, a payload or
     safetensors file.
     """
-    from motley.models.pretrained import SUFFIX, read_pretrained
+    from motley.models.pretrained import read_pretrained
     from motley.models.units import fresh_tensors, variant_table
     from motley.privacy.calibration import noise_multiplier
     from motley.privacy.guarantee import Guarantee
-    from motley.wire import PayloadReader, encode_dense, write_payload
+    from motley.wire import PayloadReader, encode_dense, is_payload, write_payload
 
     workload = create(job["workload"], job["mappings"], job["arguments"])
     variants = workload.variants()
@@ -101,7 +101,7 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
         if name in {chosen, *job["variants"]} or name == next(iter(variants))
     }
     table = tables[chosen]
-    if job["init"].endswith(SUFFIX):
+    if job["init"] and not is_payload(Path(job["init"])):
         tensors = read_pretrained(Path(job["init"]), variants[chosen])
     elif job["init"]:
         with PayloadReader(Path(job["init"]), table.tensor_table) as reader:

@@ -71,6 +71,12 @@ def test_faults_name_the_field(old: str, new: str, message: str) -> None:
         parse(GOOD.replace(old, new, 1), "run.toml")
 
 
+def test_init_is_for_methods_with_a_global_model() -> None:
+    text = GOOD.replace('"quped"', '"local"').replace("rounds = 3", 'rounds = 3\ninit = "run:a"')
+    with pytest.raises(RunFileError, match=r"run\.init: local has no global model to start"):
+        parse(text, "run.toml")
+
+
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
 @pytest.mark.parametrize(
     ("old", "field"),

@@ -340,6 +340,8 @@ def _method_faults(runfile: RunFile, *, settings_are_valid: bool) -> list[str]:
         faults.append(f'evaluate.subject: {name} has no global model; expected "personal"')
     if subject in ("personal", "both") and not algorithm.has_personal_models():
         faults.append(f'evaluate.subject: {name} has no personal models; expected "global"')
+    if runfile.run.init and not algorithm.has_global_model:
+        faults.append(f"run.init: {name} has no global model to start; leave it out")
     faults += _aggregate_faults(runfile)
     for tier in runfile.tiers:
         found = _tier_faults(algorithm, runfile, tier)

@@ -87,17 +87,21 @@ class Augmentation(Protocol):
     """Changes training samples at random, anew each time that they are drawn.
 
     What is drawn follows from the run's seed, the client and the number of the batch, so that a
-    task that is done again trains on the same samples.
+    task that is done again trains on the same samples. Noisy gradients ("ldp-sgd") are the
+    exception: there it follows from a secret of the device, and samples are changed one by one.
     """
 
     def draw(self, generator: np.random.Generator, samples: int) -> npt.NDArray[np.int64]:
-        """Return what is drawn for each sample of a batch, [samples, ...]; samples may be 0."""
+        """Return what is drawn for each sample of a batch, [samples, ...]; samples may be 0.
+
+        Each row alike and independent of the others.
+        """
 
     def apply(self, inputs: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Return inputs [B, ...], changed as `drawn` [B, ...] says, on the device that both are on.
 
-        Samples may be of many clients: each must depend on its own row alone. Inputs stay as they
-        are.
+        Samples may be of many clients: each depends on itself and its own row alone, and keeps its
+        shape. Inputs stay as they are.
         """
 
 

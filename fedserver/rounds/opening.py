@@ -288,8 +288,11 @@ def needs_broadcast(context: RunContext, kind: str, *, trained: bool = True) -> 
         return False
     if kind == "train" or algorithm.personal_from_global:
         return True
-    if kind == "finish" and algorithm.personal_begins_global and not trained:
-        return True
+    if kind == "finish" and not trained:
+        own = [tier.settings for tier in context.runfile.tiers]
+        planned = algorithm.settings.planned()
+        if any(algorithm.begins_global({**planned, **settings}) for settings in own):
+            return True
     if kind == "evaluate":
         return algorithm.evaluated_model(context.runfile.evaluate.subject) != "personal"
     return not algorithm.keeps_personal_state

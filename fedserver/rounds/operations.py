@@ -147,6 +147,6 @@ class RunDesk:
         if not path.is_file():
             raise RunFileError(
                 f"run.init: {init!r} is not a file on the server; expected a payload file as "
-                f"`fedserver fetch` writes it, NAME.safetensors, or run:NAME"
+                f"`fedserver fetch` writes it, a safetensors file, or run:NAME"
             )
         return str(path.resolve())

@@ -19,12 +19,12 @@ from motley.execution.executor import Executor
 from motley.execution.together import Assignment, run_together
 from motley.models.units import variant_table
 from motley.training.personal import deployed_tensors, initial_tensors
-from motley.wire import encode_dense, write_payload
+from motley.wire import encode_dense, quantize_uniform, write_payload
 from motley.workload import Scalar
 from motley.workloads.digits import Digits
 
 SETTINGS: Mapping[str, Scalar] = {"local_steps": 2, "batch_size": 8, "learning_rate": 0.05}
-METHODS = ("quped", "fml", "pfedme")
+METHODS = ("quped", "fml")
 
 
 def method(name: str, **settings: Scalar) -> PersonalModel:
@@ -76,6 +76,20 @@ def test_centres_are_those_of_the_global_models_weights() -> None:
     centres = [weights[weights < 0].mean(), weights[weights >= 0].mean()]
     npt.assert_allclose(state["centres/conv2.weight"], centres, rtol=1e-6)
     same({"w": state["model/fc2.weight"]}, {"w": broadcast.tensors["fc2.weight"]})
+
+
+def test_a_model_that_came_down_in_few_bits_is_pulled_as_any_other() -> None:
+    """Its weights lie on levels that the first centres fall on: their distance tells nothing."""
+    shared = method("quped", personal_start="global")
+    context, broadcast = received(contexts(Digits(), shared, "cnn1", bits={"fc1": 2})[0])
+    plain = shared.state_of(replace(context, received=None), None)["penalty"]
+    few = {
+        name: quantize_uniform(values, 2, None) if name == "fc1.weight" else encode_dense(values)
+        for name, values in broadcast.tensors.items()
+    }
+    plan = replace(context.plan, down_bits=2)
+    context = replace(context, received=Broadcast(few), task=replace(context.task, plan=plan))
+    assert shared.state_of(context, None)["penalty"] >= plain > 0
 
 
 def test_it_is_for_methods_with_a_global_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from motley.errors import WorkloadError
+from motley.errors import MissingExtraError, WorkloadError
 from motley.models.pretrained import read_pretrained
 from motley.models.units import fresh_tensors, load_tensors
 from motley.workload import ArrayModel, Variant
 from motley.workloads.digits import Digits
 
+save_file = pytest.importorskip("safetensors.torch").save_file
 VARIANT = Digits().variants()["resnet20"]
 States = dict[str, torch.Tensor]
 
@@ -37,7 +38,9 @@ def test_a_state_dict_comes_back_in_the_models_order(tmp_path: Path) -> None:
     load_tensors(VARIANT.build(), found)
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_other_widths_become_the_models(tmp_path: Path, kind: torch.dtype) -> None:
     state, path = pretrained(), tmp_path / "resnet.safetensors"
     narrow = {n: t.to(kind) if t.is_floating_point() else t for n, t in state.items()}
@@ -60,6 +63,10 @@ def _with_a_nan(state: States) -> None:
     state["conv1.weight"][0, 0, 0, 0] = float("nan")
 
 
+def _beyond_its_type(state: States) -> None:
+    state["conv1.weight"] = torch.full_like(state["conv1.weight"], 1e300, dtype=torch.float64)
+
+
 def _of_fractions(state: States) -> None:
     state["bn1.num_batches_tracked"] = torch.tensor(0.5)
 
@@ -70,6 +77,7 @@ def _of_fractions(state: States) -> None:
         (_without, "missing fc.weight; unknown none; expected conv1.weight"),
         (_of_another_head, r"'fc.weight' has shape \[100, 64\]; expected \[10, 64\]"),
         (_with_a_nan, "'conv1.weight' holds a value that is not finite"),
+        (_beyond_its_type, "'conv1.weight' holds a value .* too large for float32"),
         (_of_fractions, "'bn1.num_batches_tracked' is float32; expected int64 or a type of its"),
     ],
 )
@@ -84,14 +92,25 @@ def test_what_does_not_fit_is_refused_by_name(
 
 
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "model.pt"
     path.write_bytes(b"PK\x03\x04 a pickled model")
-    with pytest.raises(WorkloadError, match="is no whole safetensors file"):
+    said = "model.pt is neither a payload nor a whole safetensors file"
+    with pytest.raises(WorkloadError, match=said):
         read_pretrained(path, VARIANT)
     save_file(pretrained(), path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(WorkloadError, match="is no whole safetensors file"):
+    with pytest.raises(WorkloadError, match=said):
         read_pretrained(path, VARIANT)
     arrays = Variant(arrays=ArrayModel({"w": (1,)}, lambda rng: {"w": np.zeros(1, np.float32)}))
     with pytest.raises(WorkloadError, match="this workload's models are arrays"):
         read_pretrained(path, arrays)
+    with pytest.raises(FileNotFoundError):
+        read_pretrained(tmp_path / "none", VARIANT)
+
+
+def test_without_the_library_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'motley-fl\[onnx\]'"):
+        read_pretrained(tmp_path / "model.safetensors", VARIANT)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from numpy.random import Generator, Philox
 from private_cases import KEY, LDP_SGD, RELEASE, SEED, Points, first_model, flat, task, train
 
 from motley.algorithms.base import Broadcast
@@ -18,7 +19,6 @@ from motley.models.units import load_tensors
 from motley.privacy.ledger import MemoryStore
 from motley.privacy.noise import SecretStream, derive_key
 from motley.privacy.release import private_release
-from motley.seeding import numpy_generator
 from motley.task import TaskKind
 from motley.training.batches import Batches
 from motley.wire import PayloadReader, encode_dense, write_payload
@@ -40,6 +40,7 @@ class Signs:
         return generator.integers(0, 2, samples)
 
     def apply(self, inputs: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        assert len(inputs) == len(drawn) == 1, "no record sees another"
         return inputs * (1 - 2 * drawn)[:, None]
 
 
@@ -68,7 +69,8 @@ def test_a_private_step_is_the_papers_by_hand(workload: Points) -> None:
         total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         signs = np.ones(len(drawn), np.float32)
         if workload.augmentation is not None:
-            signs -= 2 * numpy_generator(SEED, "augment", step, "c0").integers(0, 2, len(drawn))
+            hidden = int.from_bytes(derive_key(key_of(spec), "augment", step), "little")
+            signs -= 2 * Generator(Philox(hidden)).integers(0, 2, len(drawn))
         for j, sign in zip(drawn, signs, strict=True):
             logits = module(torch.from_numpy(sign * split.inputs[j : j + 1]))
             target = torch.from_numpy(split.targets[j : j + 1])

@@ -16,8 +16,12 @@ from fedserver.display import client_table, metrics_text
 from fedserver.errors import PopulationError, SimulationError
 from fedserver.simulate.population import Population, population_of
 from fedserver.simulate.simulation import simulate
+from fedserver.storage.payloads import PayloadStore
+from motley.export.packed import read_tensors
+from motley.models.units import variant_table
 from motley.runfile import parse
-from motley.wire import file_sha256
+from motley.wire import PayloadReader, file_sha256
+from motley.workloads.digits import Digits
 
 RUN = """
 [run]
@@ -328,3 +332,21 @@ def test_scores_of_clients_that_never_trained_are_in_no_mean(algorithm: str) -> 
     assert [shown[name] == "untrained" for name in sorted(told)] == [
         name != trained for name in sorted(told)
     ]
+
+
+@pytest.mark.parametrize("start", ["global", "seed"])
+def test_who_never_trained_ends_with_what_personal_models_begin_with(
+    tmp_path: Path, start: str
+) -> None:
+    """One of three clients is in the only round; for the others the global model is the start."""
+    text = run(algorithm="quped", rounds=1, rules="count = 1\nminimum = 1")
+    text = text.replace("[settings]", f'[settings]\npersonal_start = "{start}"')
+    record = simulate(text, directory=tmp_path).record
+    (trained,) = next(e for e in record["history"] if e["kind"] == "train")["clients"]
+    table = variant_table(Digits().variants()["cnn1"]).tensor_table
+    with PayloadReader(PayloadStore(tmp_path).path(record["state"]), table) as reader:
+        shared = {name: reader[name].decode() for name in reader.names}
+    for path in (tmp_path / "simulation").glob("*/models/*.motley"):
+        own = {name: t.decode() for name, t in read_tensors(path).items()}
+        same = all((own[name] == values).all() for name, values in shared.items())
+        assert same == (start == "global" and path.stem != trained), path.stem

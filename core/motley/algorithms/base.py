@@ -204,8 +204,6 @@ class Algorithm(ABC):
     """Whether a tier's bit-width applies to personal models that are all of the global variant."""
     personal_from_global: ClassVar[bool] = False
     """Whether a personal model is made anew from the global one, whenever it is asked for."""
-    personal_begins_global: ClassVar[bool] = False
-    """Whether a client that has not trained yet has the global model for its own."""
     quantizes_ends: ClassVar[bool] = False
     """Whether low bit-widths apply to a model's first and last layer too."""
     has_global_model: ClassVar[bool] = True
@@ -239,6 +237,13 @@ class Algorithm(ABC):
     @abstractmethod
     def local_steps(self) -> int:
         """Local iterations of one round (the papers' τ)."""
+
+    def begins_global(self, settings: Mapping[str, Scalar]) -> bool:
+        """Return whether a client that has not trained yet has the global model for its own.
+
+        `settings`: of its plan.
+        """
+        return False
 
     @property
     def wants_distances(self) -> bool:

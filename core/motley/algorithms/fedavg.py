@@ -23,7 +23,7 @@ from motley.algorithms.base import (
     Trained,
 )
 from motley.algorithms.local_settings import LocalSettings
-from motley.errors import PlanError, TrainingError
+from motley.errors import PlanError, TrainingError, WorkloadError
 from motley.privacy.settings import PrivacySettings
 from motley.wire import encode_dense
 from motley.workload import ArrayWorkload
@@ -115,6 +115,11 @@ class FedAvg(Algorithm):
             raise PlanError(
                 "a workload of arrays trains them itself, with a learning rate alone; the run asks "
                 "for privacy, weight_decay or momentum: leave them out"
+            )
+        if workload.augmentation is not None:
+            raise WorkloadError(
+                "this workload's models are arrays, and it changes samples itself, in fit; take "
+                "its augmentation away"
             )
         batches = settings.batches(context)
         # Decoded for this alone: what `broadcast.tensors` keeps is what differences are taken to.

@@ -70,7 +70,6 @@ class FedP3(Algorithm):
     name: ClassVar[str] = "fedp3"
     settings_type: ClassVar[type[Settings]] = FedP3Settings
     keeps_personal_state: ClassVar[bool] = True
-    personal_begins_global: ClassVar[bool] = True
     encodings: ClassVar[tuple[str, ...]] = ("masked",)
     settings: FedP3Settings
 
@@ -78,6 +77,10 @@ class FedP3(Algorithm):
     def local_steps(self) -> int:
         """Local iterations of one round, K."""
         return self.settings.local_steps
+
+    def begins_global(self, settings: Mapping[str, Scalar]) -> bool:
+        """Return that it has."""
+        return True
 
     @property
     def wants_distances(self) -> bool:

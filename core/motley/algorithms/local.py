@@ -16,6 +16,7 @@ from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, 
 from motley.algorithms.local_settings import LocalSettings
 from motley.algorithms.personal_model import PersonalModel, initial_model
 from motley.errors import TrainingError
+from motley.plan import FULL_PRECISION
 from motley.quantize.rules import CentreRules, CentreStep, Mode, Rates, Start
 from motley.quantize.schedule import Schedule
 
@@ -279,7 +280,13 @@ class Local(PersonalModel):
         if not counts:
             return state.full_precision_state(tensors)
         fresh = state.quantized_state(tensors, counts, settings.rules())
-        first = settings.first_penalty(state.mean_distance(fresh), plan.iterations)
+        distance = state.mean_distance(fresh)
+        if context.received is not None and plan.down_bits != FULL_PRECISION:
+            # Values that came down in few bits lie on their levels already, near centres.
+            drawn = state.initial_tensors(variant, plan.variant, context.task.run_seed)
+            drawn = state.quantized_state(drawn, counts, settings.rules())
+            distance = max(distance, state.mean_distance(drawn))
+        first = settings.first_penalty(distance, plan.iterations)
         return {**fresh, **state.first_records(first)}
 
 

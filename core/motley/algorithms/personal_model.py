@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from motley.algorithms.base import (
 from motley.algorithms.local_settings import LocalSettings
 from motley.errors import PlanError
 from motley.wire import encode_codebook, encode_dense
+from motley.workload import Scalar
 
 
 class StartSettings(Settings):
@@ -41,6 +43,10 @@ class PersonalModel(Algorithm):
     def local_steps(self) -> int:
         """Iterations of one round."""
         return self.settings.local_steps
+
+    def begins_global(self, settings: Mapping[str, Scalar]) -> bool:
+        """Return what `personal_start` says; a variant of another size is drawn all the same."""
+        return settings.get("personal_start") == "global"
 
     @abstractmethod
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:

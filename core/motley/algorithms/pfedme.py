@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 
 from motley.algorithms.base import Broadcast, ClientContext, FloatArray, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.algorithms.personal_model import PersonalModel, StartSettings, initial_model
+from motley.algorithms.personal_model import PersonalModel, initial_model
 from motley.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from motley.workload import Workload
 
 
-class PFedMeSettings(LocalSettings, StartSettings):
+class PFedMeSettings(LocalSettings):
     """Settings of pFedMe; `weight_decay` is the released code's μ, on θ alone."""
 
     inner_steps: int = Field(default=5, ge=1)

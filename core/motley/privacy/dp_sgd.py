@@ -20,8 +20,8 @@ import torch
 
 from motley.privacy.clipping import Forward, Loss, PerSampleClipper
 from motley.privacy.guarantee import Guarantee
-from motley.privacy.noise import SecretStream
-from motley.workload import Split
+from motley.privacy.noise import SecretStream, derive_key
+from motley.workload import Augmentation, Split
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def private_sgd(
     key: bytes,
     descent: Descent,
     *,
-    augmented: Callable[[int, torch.Tensor], torch.Tensor] = lambda step, inputs: inputs,
+    augmentation: Augmentation | None = None,
     microbatch: int = 0,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> None:
@@ -63,7 +63,7 @@ def private_sgd(
         noise_multiplier: z.
         key: secret of this task alone (`TaskPrivacy.spend`).
         descent: how g̃ is used; its rate is η of a step counted from 0 within the task.
-        augmented: changes a step's records, each by itself: one record still has one gradient.
+        augmentation: changes each record by itself, as the key draws.
         microbatch: records whose gradients are held at once; 0: what 64 MiB hold.
         progress: called with the finished fraction.
     """
@@ -86,7 +86,9 @@ def private_sgd(
             forward=descent.forward(step),
             moving=descent.moving,
         )
-        records = augmented(step, inputs[index].to(device))
+        records = inputs[index].to(device)
+        if augmentation is not None:
+            records = _augmented(augmentation, records, derive_key(key, "augment", step))
         total = clipper.clipped_sum(records, targets[index].to(device))
         noisy = _noisy_mean(total, guarantee, noise_multiplier, noise)
         with torch.no_grad():
@@ -98,6 +100,19 @@ def private_sgd(
                     direction = velocity[name].mul_(descent.momentum).add_(direction)
                 p.add_(direction, alpha=-descent.rate(step))
         progress((step + 1) / guarantee.steps_per_task)
+
+
+def _augmented(augmentation: Augmentation, records: torch.Tensor, key: bytes) -> torch.Tensor:
+    """Return records changed one by one, by rows that are drawn alike and hidden by the key.
+
+    A record more or less then moves the others' rows, and nothing that could be told of them. By
+    draws that the server can repeat it would change the gradients of all.
+    """
+    generator = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
+    drawn = torch.from_numpy(augmentation.draw(generator, len(records))).to(records.device)
+    places = range(len(records))
+    changed = [augmentation.apply(records[i : i + 1], drawn[i : i + 1]) for i in places]
+    return torch.cat(changed) if changed else records
 
 
 def _noisy_mean(

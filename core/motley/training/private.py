@@ -17,7 +17,6 @@ from motley.privacy.dp_sgd import Descent, private_sgd
 from motley.privacy.guarantee import Guarantee
 from motley.privacy.release import private_release
 from motley.privacy.settings import PrivacySettings, guarantee_of
-from motley.training.augmented import augmented
 
 log = get_logger()
 
@@ -95,7 +94,7 @@ def _noisy_steps(
         settings.noise_multiplier,
         key,
         replace(descent, rate=lambda step: descent.rate(first + step)),
-        augmented=lambda step, inputs: augmented(context, first + step, inputs),
+        augmentation=context.workload.augmentation,
         microbatch=settings.microbatch,
         progress=context.progress,
     )

@@ -28,7 +28,7 @@ from motley.wire.masks import (
     smallest_mask,
 )
 from motley.wire.packing import TILE, pack, packed_size, unpack
-from motley.wire.payload import PayloadInfo, PayloadReader, write_payload
+from motley.wire.payload import PayloadInfo, PayloadReader, is_payload, write_payload
 from motley.wire.quantizer import quantize_planes, quantize_uniform
 from motley.wire.table import DTYPES, TensorRow, TensorTable
 from motley.wire.tensor import EncodedTensor
@@ -65,6 +65,7 @@ __all__ = [
     "encode_offset",
     "encode_planes",
     "file_sha256",
+    "is_payload",
     "iter_frames",
     "pack",
     "packed_size",

@@ -20,6 +20,7 @@ from motley.wire.durable import replacing
 from motley.wire.encoding import Encoding
 from motley.wire.manifest import (
     HEADER_BYTES,
+    MAGIC,
     Entry,
     padded,
     read_header,
@@ -70,6 +71,12 @@ def write_payload(
         with replacing(target) as stream:
             return _write(stream, tensors, table, layout, spool_folder=target.parent)
     return _write(target, tensors, table, layout, spool_folder=None)
+
+
+def is_payload(path: Path) -> bool:
+    """Return whether a file begins as a payload does; raise OSError where it cannot be read."""
+    with path.open("rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
 
 
 class PayloadReader:
