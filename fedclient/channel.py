@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedclient.identity.store import Identity
 
 CHANNEL_OPTIONS = (
+    names.DIRECT,
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

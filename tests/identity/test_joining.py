@@ -213,6 +213,19 @@ def test_joining_works_by_other_addresses_and_through_a_proxy(tmp_path: Path) ->
     scenario(body, tmp_path)
 
 
+def test_a_proxy_of_the_web_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def body(rig: Rig) -> None:
+        stub = rig.stub(await rig.joined("c0"))
+        assert (await rig.check_in(stub, "c0", working_on="nothing")).working_on_is_closed
+
+    scenario(body, tmp_path)
+
+
 def test_one_who_asks_too_often_is_told_to_wait(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         async with tls_channel(rig.join, Authority(rig.data).pem) as channel:

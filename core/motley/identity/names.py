@@ -6,8 +6,12 @@ SERVER_NAME = "server.motley.internal"
 """The name in every server's certificate. Clients look for it whatever address they dial, so that
 a server that moves, or is reached through a port forwarding, needs no new certificate."""
 
-CHANNEL_OPTIONS = (("grpc.ssl_target_name_override", SERVER_NAME),)
-"""What a channel needs to look for `SERVER_NAME`."""
+DIRECT = ("grpc.enable_http_proxy", 0)
+"""Keeps a channel from the HTTP proxy that `http_proxy` and the like name in an environment: those
+are for the web, and know no way to a server at home."""
+
+CHANNEL_OPTIONS = (DIRECT, ("grpc.ssl_target_name_override", SERVER_NAME))
+"""What a channel needs to look for `SERVER_NAME`, and at no proxy."""
 
 CLIENT = "client"
 OPERATOR = "operator"
