@@ -81,15 +81,19 @@ def join(
     from fedclient.identity.join import host_name
     from fedclient.identity.join import join as join_server
     from fedclient.identity.store import IdentityStore
-    from fedclient.state import StateDirectory
+    from fedclient.state import StateDirectory, was_started
     from motley.identity.tokens import parse_token
 
     parsed, name = parse_token(token), check_name(name or host_name())
     root = state or clients_directory() / name
-    directory = StateDirectory(root)
+    directory, is_new = StateDirectory(root), not was_started(root)
     directory.open(name)
     try:
         found = join_server(parsed, name, IdentityStore(root), server and check_server(server))
+    except BaseException:
+        if is_new:
+            directory.abandon()
+        raise
     finally:
         directory.close()
     option = f" --state {root}" if state else ""
@@ -243,7 +247,9 @@ def main() -> None:
 
 def _only_state(name: str) -> Path:
     """Return a client's default state directory; without a name that of the only client here."""
-    folders = sorted(clients_directory().glob("*"))
+    from fedclient.state import was_started
+
+    folders = sorted(filter(was_started, clients_directory().glob("*")))
     if not name and len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise OptionError(f"this machine has several clients ({names}): choose one with --name")

@@ -39,7 +39,7 @@ def file_word(text: str, what: str) -> str:
 
 
 def was_started(root: Path) -> bool:
-    """Tell whether a client ever ran with this state directory; one that only joined did not.
+    """Tell whether a client joined or ran with this state directory; a join that failed did not.
 
     A ledger that was put back after the rest was lost counts too.
     """
@@ -66,18 +66,22 @@ class StateDirectory:
             for folder in _FOLDERS:
                 self.disk.make_directory(self.root / folder)
             self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StateDirectoryError(
-                f"state directory {self.root} cannot be used: {error.strerror}; "
-                f"choose another one with --state"
-            ) from None
-        self._take_lock()
-        try:
+            self._take_lock()
             self.session = self._read_session(name)
+            self._remove_leftovers()
+        except OSError as error:
+            self.close()
+            raise StateDirectoryError(
+                f"state directory {self.root} cannot be used: {error.strerror}; make room or set "
+                f"its permissions right, or choose another one with --state"
+            ) from None
         except BaseException:
             self.close()
             raise
-        self._remove_leftovers()
+
+    def abandon(self) -> None:
+        """Bind a directory to no name: the one it was opened for did not get in."""
+        self.disk.remove(self.root / "session")
 
     def close(self) -> None:
         """Let go of the lock."""

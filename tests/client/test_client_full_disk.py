@@ -13,8 +13,10 @@ from test_client_daemon import ended, plan
 from test_client_transfer import fetch, ref
 
 from fedclient.disk import Disk
+from fedclient.errors import StateDirectoryError
 from fedclient.outbox import Outbox
 from fedclient.personal import PersonalFiles
+from fedclient.state import StateDirectory
 
 SIZE = 100 * FRAME + 77
 
@@ -135,3 +137,9 @@ def test_a_note_that_does_not_fit_leaves_nothing_behind(disk):
         Disk().note(target, b"x" * 100_000)
     assert target.read_bytes() == b"before"
     assert [path for path in disk.iterdir() if path.name.startswith("link.json")] == [target]
+
+
+def test_a_state_directory_without_room_says_what_to_do(disk):
+    fill(disk, but=0)
+    with pytest.raises(StateDirectoryError, match="No space left on device; make room"):
+        StateDirectory(disk / "state").open("phone-1")

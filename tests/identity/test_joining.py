@@ -9,7 +9,9 @@ from typing import Any
 import grpc
 import pytest
 from identity_cases import LOCAL, Proxy, Rig, free_port, scenario, tls_channel
+from typer.testing import CliRunner
 
+from fedclient.cli import app
 from fedclient.errors import (
     CertificateError,
     JoinError,
@@ -19,6 +21,7 @@ from fedclient.errors import (
 )
 from fedclient.identity.join import join
 from fedclient.identity.store import IdentityStore
+from fedclient.state import was_started
 from fedserver.client import ControlError
 from fedserver.display import print_clients
 from fedserver.identity.authority import Authority, Settings
@@ -222,6 +225,29 @@ def test_a_proxy_of_the_web_is_not_asked(tmp_path: Path, monkeypatch: pytest.Mon
     async def body(rig: Rig) -> None:
         stub = rig.stub(await rig.joined("c0"))
         assert (await rig.check_in(stub, "c0", working_on="nothing")).working_on_is_closed
+
+    scenario(body, tmp_path)
+
+
+def test_a_join_that_failed_leaves_the_folder_to_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "state"
+
+    async def body(rig: Rig) -> None:
+        await rig.joined("c0")
+        text = str(await rig.token())
+
+        def command(name: str) -> Any:
+            return CliRunner().invoke(app, ["join", text, "--name", name, "--state", str(folder)])
+
+        refused = await asyncio.to_thread(command, "c0")
+        assert "give this one another --name" in str(refused.exception)
+        assert not was_started(folder)
+        assert (await asyncio.to_thread(command, "c1")).exit_code == 0
+        assert was_started(folder)
+        again = await asyncio.to_thread(command, "c2")
+        assert "belongs to client 'c1'" in str(again.exception)
 
     scenario(body, tmp_path)
 
