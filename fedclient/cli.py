@@ -176,6 +176,7 @@ def profile(
     """Measure this device and show what a server would be told."""
     from fedclient.profile_view import measured_profile
 
+    configure(LogFormat.CONSOLE)
     facts = asyncio.run(measured_profile(_mappings(workload), threads, device))
     if as_json:
         typer.echo(json.dumps(facts, indent=1, sort_keys=True))

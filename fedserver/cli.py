@@ -98,9 +98,7 @@ def serve(
     dashboard: DashboardOption = "",
     metrics: MetricsOption = "",
     track: TrackOption = None,
-    reserve: Annotated[
-        int, typer.Option(help="MiB of the disk that are to stay free.", min=0)
-    ] = 64,
+    reserve: Annotated[int, typer.Option(help="MiB of the disk that stay free.", min=0)] = 64,
     ready_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Written with the address once the server listens."),
@@ -357,12 +355,14 @@ def replay(operator: Operator, run: RunArgument, json_output: JsonOption = False
 
 
 def _print_reply(reply: tuple[str, str], json_output: bool, at: Operator | None = None) -> None:
-    """Print what became of a run, and how to follow it where it goes on: `at` a server."""
+    """Print what became of a run, and the command that comes next: `at` a server."""
     run_id, status = reply
     if json_output:
         print(json.dumps({"run_id": run_id, "status": status}))
     else:
-        hint = f"; follow it with `fedserver watch {run_id}{at.options}`" if at else ""
+        rests = status in ("paused", "stopped", "failed")
+        how, command = ("take it up", "resume") if rests else ("follow it", "watch")
+        hint = f"; {how} with `fedserver {command} {run_id}{at.options}`" if at else ""
         print(f"run {run_id} is {status}{hint}")
 
 

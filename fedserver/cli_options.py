@@ -96,7 +96,7 @@ def read_run_file(path: Path) -> str:
         RunFileError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark
     except OSError as error:
         raise RunFileError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import typer
+from structlog.stdlib import get_logger
 from typer.testing import CliRunner
 
 import fedclient.cli
 import fedserver.cli
+from fedclient import profile_view
+from fedserver.cli_options import read_run_file
 from fedserver.client import Operator
 from motley.command_line import Program
 from motley.errors import RunFileError
@@ -69,11 +74,36 @@ def test_a_run_file_that_is_not_utf_8_is_refused(tmp_path: Path, command: list[s
     assert "is not UTF-8" in str(told.exception)
 
 
+def test_a_run_file_may_begin_with_the_mark_of_windows_editors(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbf[run]\n")
+    assert read_run_file(path) == "[run]\n"
+
+
+def test_the_profile_as_json_is_json_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measured(*_: object) -> dict[str, object]:
+        get_logger().info("device_measured")
+        return {"cores": 2}
+
+    monkeypatch.setattr(profile_view, "measured_profile", measured)
+    before = structlog.get_config()
+    try:
+        command = CliRunner().invoke(fedclient.cli.app, ["profile", "--json"])
+    finally:
+        structlog.configure(**before)
+    assert json.loads(command.stdout) == {"cores": 2}
+    assert "device_measured" in command.stderr
+
+
 @pytest.mark.parametrize("more", [(), ("--data", "my folder")])
+@pytest.mark.parametrize(
+    ("status", "hint", "command"),
+    [("queued", "follow it", "watch"), ("stopped", "take it up", "resume")],
+)
 def test_the_command_that_is_told_next_names_the_same_server(
-    more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    more: tuple[str, ...], status: str, hint: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Operator, "extend", lambda *_: ("0d5a1791", "queued"))
+    monkeypatch.setattr(Operator, "extend", lambda *_: ("0d5a1791", status))
     result = CliRunner().invoke(fedserver.cli.app, ["extend", "run", "--rounds", "1", *more])
-    told = shlex.join(["fedserver", "watch", "0d5a1791", *more])
-    assert result.output == f"run 0d5a1791 is queued; follow it with `{told}`\n"
+    told = shlex.join(["fedserver", command, "0d5a1791", *more])
+    assert result.output == f"run 0d5a1791 is {status}; {hint} with `{told}`\n"

@@ -87,11 +87,11 @@ def read_limits(path: Path | None, transfers: int | None) -> Limits:
         LimitsFileError: it cannot be read, or names what does not exist or cannot be.
     """
     try:
-        values = tomllib.loads(path.read_text()) if path else {}
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig")) if path else {}
         return Limits.model_validate(values | ({"transfers": transfers} if transfers else {}))
     except OSError as error:
         raise LimitsFileError(f"{path} cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LimitsFileError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
         faults = "\n  ".join(describe(error, Limits))

@@ -271,5 +271,10 @@ def test_a_limits_file_is_checked_with_the_field_named(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(LimitsFileError, match=message):
             read_limits(path, None)
+    path.write_bytes("strikes = 4  # für alle".encode("latin-1"))
+    with pytest.raises(LimitsFileError, match=r"is not TOML: .*utf-8"):
+        read_limits(path, None)
+    path.write_bytes(b"\xef\xbb\xbfstrikes = 4\r\n")  # as Windows' editors write it
+    assert read_limits(path, None).strikes == 4
     with pytest.raises(LimitsFileError, match="cannot be read"):
         read_limits(tmp_path / "none.toml", None)
