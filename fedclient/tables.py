@@ -12,7 +12,7 @@ from fedclient.models import StoredModel
 from fedclient.take_home import Predicted
 from motley.logs import in_words
 from motley.task import UNTRAINED
-from motley.terminal import PlainConsole
+from motley.terminal import PlainConsole, WholeTable
 
 KB = 1000
 PIPED_WIDTH = 160
@@ -35,7 +35,7 @@ def show(table: Table) -> None:
 
 def models_table(models: Sequence[StoredModel]) -> Table:
     """Return finished models, one a row."""
-    table = Table("client", "run", "id", "algorithm", "model")
+    table = WholeTable("client", "run", "id", "algorithm", "model")
     for column in ("KB", "of fp32"):
         table.add_column(column, justify="right")
     table.add_column("scores")
@@ -69,7 +69,7 @@ def show_predictions(found: Predicted) -> None:
 
 def classes_table(found: Predicted) -> Table:
     """Return the samples of each class and how many were predicted right."""
-    table = Table()
+    table = WholeTable()
     for column in ("class", "samples", "right", "accuracy"):
         table.add_column(column, justify="right")
     targets = found.split.targets

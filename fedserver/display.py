@@ -22,7 +22,7 @@ from fedserver.widths import RoundWidths, round_widths
 from motley.errors import MotleyError
 from motley.logs import in_words, printable
 from motley.task import UNTRAINED
-from motley.terminal import PlainConsole
+from motley.terminal import PlainConsole, WholeTable
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -53,7 +53,7 @@ def print_runs(records: list[dict[str, Any]]) -> None:
     if not records:
         print("no runs yet; queue one with `fedserver submit RUN.toml`")
         return
-    table = Table("id", "name", "status", "round", "down", "up", "reason")
+    table = WholeTable("id", "name", "status", "round", "down", "up", "reason")
     for r in records:
         done = f"{r['round']}/{r['rounds']}"
         amounts = (size(r["bytes_down"]), size(r["bytes_up"]))
@@ -66,9 +66,8 @@ def print_clients(records: list[dict[str, Any]]) -> None:
     if not records:
         print("no clients yet; `fedserver tokens create` lets one join")
         return
-    table, workloads = Table(), dict[str, list[str]]()
-    for column in ("name", "here", "tier", "device", "task", "certificate"):
-        table.add_column(column, overflow="fold")
+    table = WholeTable("name", "here", "tier", "device", "task", "certificate")
+    workloads = dict[str, list[str]]()
     for r in records:
         seen = "yes" if r["here"] else _ago(r["last_seen_seconds"])
         if r["set_aside"]:
@@ -119,7 +118,7 @@ def print_tokens(records: list[dict[str, Any]]) -> None:
     if not records:
         print("no join tokens; make one with `fedserver tokens create`")
         return
-    table = Table("id", "state", "uses left", "until (UTC)", "for client")
+    table = WholeTable("id", "state", "uses left", "until (UTC)", "for client")
     for r in records:
         left = f"{r['uses_left']} of {r['uses']}"
         table.add_row(r["id"], r["state"], left, moment(r["expires"]), r["client"] or "any")
@@ -131,7 +130,7 @@ def print_operators(records: list[dict[str, Any]]) -> None:
     if not records:
         print("no operators; make one with `fedserver operators create NAME -o FILE`")
         return
-    table = Table("name", "certificate until (UTC)")
+    table = WholeTable("name", "certificate until (UTC)")
     for r in records:
         table.add_row(r["name"], moment(r["not_after"]))
     console().print(table)
@@ -165,7 +164,7 @@ def print_run(record: dict[str, Any]) -> None:
     screen.print(_head(record))
     print_promises(record)
     screen.print(client_table(record))
-    table = Table("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
+    table = WholeTable("round", "kind", "status", "counted", "collect", "fold", "metrics", "model")
     for entry in record["history"]:
         counted = sum(c["status"] in ("counted", "done") for c in entry["clients"].values())
         seconds = entry["seconds"]
@@ -222,7 +221,7 @@ def _promise(tier: str, p: dict[str, Any]) -> str:
 
 def client_table(record: dict[str, Any]) -> Table:
     """Return a table of a run's clients."""
-    table = Table("client", "tier", "model", "counted", "state", "accuracy", "down", "up")
+    table = WholeTable("client", "tier", "model", "counted", "state", "accuracy", "down", "up")
     now = (record.get("current") or {}).get("clients", {})
     for c in record["clients"]:
         state = c["reason"] or now.get(c["name"], "finished" if c["finished"] else "-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from motley.logs import in_words
@@ -26,3 +27,15 @@ class PlainConsole(Console):
         return super().render_str(
             str(in_words(text)), **{**settings, "markup": False, "emoji": False}
         )
+
+
+class WholeTable(Table):
+    """A table that cuts nothing off: words fold where a terminal is narrow, ids stay in one line.
+
+    An id is there to be copied into the next command.
+    """
+
+    def add_column(self, header: Any = "", *more: Any, **settings: Any) -> None:
+        """Add a column, as rich does."""
+        whole = {"overflow": "fold", "no_wrap": header == "id"}
+        super().add_column(header, *more, **{**whole, **settings})

@@ -116,6 +116,20 @@ def test_watching_begins_at_the_newest_round(
     assert last == "run wine is finished"
 
 
+def test_ids_stay_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(display, "console", lambda **_: Console(file=screen, width=60))
+    amounts = {"round": 120, "rounds": 1000, "bytes_down": 8.5e8, "bytes_up": 8.5e8}
+    display.print_runs(
+        [{"id": "d108ada0", "name": "digits-quped", "status": "preparing", "reason": "", **amounts}]
+    )
+    token = {"state": "usable", "uses": 10, "uses_left": 6, "expires": 1.8e9, "client": "desk"}
+    display.print_tokens([{"id": "a8e669150519", **token}])
+    assert "d108ada0" in screen.getvalue()
+    assert "a8e669150519" in screen.getvalue()
+    assert "…" not in screen.getvalue()
+
+
 def test_watching_a_run_without_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     assert display.follow([record("stopped")], whole=False) == "stopped"
     assert capsys.readouterr().out == "run wine is stopped\n"
