@@ -323,10 +323,11 @@ def _line(record: dict[str, Any], entry: dict[str, Any]) -> str:
     if entry["status"] == "abandoned":
         tried = f"round {entry['round']}/{record['rounds']} {entry['kind']}"
         return f"{record['name']} {tried} abandoned: {entry['reason']}"
+    shown = (metrics_text(entry["metrics"]), entry["reason"])
     return (
         f"{record['name']} round {entry['round']}/{record['rounds']} {entry['kind']} "
         f"{entry['status']}: {counted} of {len(entry['clients'])} clients, "
-        f"{entry['seconds'].get('collect', 0):.2f} s, {metrics_text(entry['metrics'])}"
+        f"{entry['seconds'].get('collect', 0):.2f} s, {'; '.join(filter(None, shown))}"
     )
 
 

@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from structlog.stdlib import get_logger
+
 from fedserver.errors import PreparationError
 from fedserver.storage.trouble import disk_trouble
 from motley.errors import MotleyError, did_you_mean
 from motley.plugins import create
 from motley.seeding import derive
 from motley.workload import Split, Workload
+
+log = get_logger()
 
 LONGEST_SECONDS = 3600.0
 DISK_STATUS = 75
@@ -57,6 +61,8 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         if child.returncode == DISK_STATUS:
             number, name = json.loads(lines[-1])
             raise OSError(number, os.strerror(number), name)
+        if lines[:-1]:  # what a workload printed, and where it failed
+            log.error("job_output", job=job["kind"], exception="\n".join(lines))
         raise PreparationError(lines[-1])
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result

@@ -19,6 +19,7 @@ from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
 from fedserver.storage.trouble import disk_trouble
 from motley.allocator import give_back
+from motley.errors import MotleyError
 
 log = get_logger()
 T = TypeVar("T")
@@ -168,7 +169,11 @@ class Driver:
         except Exception as error:
             if disk_trouble(error):
                 raise
-            log.exception("job_failed", job=type(job).__name__, run=job.context.id)
+            told = {"job": type(job).__name__, "run": job.context.id}
+            if isinstance(error, MotleyError):
+                log.error("job_failed", **told, reason=str(error))
+            else:
+                log.exception("job_failed", **told)
             await self._database(self._engine.failed, job, error)
         self._release()
 

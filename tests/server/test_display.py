@@ -86,6 +86,7 @@ def round_of(number: int, kind: str = "train") -> dict[str, Any]:
         "round": number,
         "kind": kind,
         "status": "closed",
+        "reason": "",
         "seconds": {"collect": 0.5},
         "metrics": {"loss": 0.25},
         "clients": {"desk": {"status": "counted"}},
@@ -114,6 +115,12 @@ def test_watching_begins_at_the_newest_round(
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split(" closed")[0] for line in lines] == [f"wine round {one}" for one in shown]
     assert last == "run wine is finished"
+
+
+def test_a_held_out_set_that_failed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {**round_of(1, "evaluate"), "reason": "held-out set: no file x.csv"}
+    display.follow([record("running", failed)], whole=True)
+    assert "loss 0.2500; held-out set: no file x.csv\n" in capsys.readouterr().out
 
 
 def test_ids_stay_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
