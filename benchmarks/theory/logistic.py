@@ -36,7 +36,7 @@ WEIGHTS, POINTS = 10, 60
 
 
 class Problem:
-    """F_λ and its gradients."""
+    """F_λ in parts, and their gradients."""
 
     def __init__(
         self, lam: float, *, sharpness: float = 3.0, centres: int = 2, span: float = 2.1
@@ -91,31 +91,31 @@ class Problem:
         """L_min."""
         return 1 / max(self.steps)
 
-    def loss(self, x: torch.Tensor) -> float:
-        """Return f."""
-        return float(torch.nn.functional.softplus(-(self.signed @ x[0])).mean())
+    def loss(self, x: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Return f and its gradient."""
+        against = -(self.signed @ x[0])
+        gradient = -(torch.sigmoid(against) @ self.signed).unsqueeze(0) / POINTS
+        return float(torch.nn.functional.softplus(against).mean()), gradient
 
     def soft_loss(self, x: torch.Tensor, c: torch.Tensor) -> float:
         """Return f(Q̃_c(x))."""
-        return self.loss(soft_quantize(x, c, self.sharpness))
+        return self.loss(soft_quantize(x, c, self.sharpness))[0]
 
     def hard_loss(self, x: torch.Tensor, c: torch.Tensor) -> float:
         """Return f(Q_c(x)), with every weight at its nearest centre."""
-        return self.loss(hard_quantize(x, c))
+        return self.loss(hard_quantize(x, c))[0]
 
-    def objective(self, x: torch.Tensor, c: torch.Tensor) -> float:
-        """Return F_λ."""
-        return self.loss(x) + self.soft_loss(x, c) + self.lam * float(penalty(x, c))
-
-    def gradients(self, x: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients of f(x) + f(Q̃_c(x)) in x and in c."""
-        outer = self._loss_gradient(soft_quantize(x, c, self.sharpness))
+    def smooth(
+        self, x: torch.Tensor, c: torch.Tensor, plain: tuple[float, torch.Tensor]
+    ) -> tuple[float, torch.Tensor, torch.Tensor]:
+        """Return h = f(x) + f(Q̃_c(x)) and its gradients in x and in c; `plain`: `loss(x)`."""
+        soft, outer = self.loss(soft_quantize(x, c, self.sharpness))
         of_x, of_c = soft_gradients(outer, x, c, self.sharpness)
-        return self._loss_gradient(x) + of_x, of_c
+        return plain[0] + soft, plain[1] + of_x, of_c
 
-    def _loss_gradient(self, x: torch.Tensor) -> torch.Tensor:
-        weights = torch.sigmoid(-(self.signed @ x[0]))
-        return -(weights @ self.signed).unsqueeze(0) / POINTS
+    def pull(self, x: torch.Tensor, c: torch.Tensor) -> float:
+        """Return F_λ - h."""
+        return self.lam * float(penalty(x, c))
 
 
 class EvenProblem(Problem):
@@ -164,20 +164,21 @@ def algorithm_1(problem: Problem, steps: int, centre_sign: float = 1.0) -> Path:
     """Run the theorem's steps; `centre_sign` -1 turns the penalty on the centres round."""
     x, c = problem.x, problem.c
     eta1, eta2 = problem.steps
-    path = Path([problem.objective(x, c)])
-    of_x, _ = problem.gradients(x, c)
+    value, of_x, _ = problem.smooth(x, c, problem.loss(x))
+    path = Path([value + problem.pull(x, c)])
     for _ in range(steps):
         new_x = prox_weights(x - eta1 * of_x, c, eta1 * problem.lam / 2)
-        at_new_x, of_c = problem.gradients(new_x, c)
+        plain = problem.loss(new_x)
+        _, at_new_x, of_c = problem.smooth(new_x, c, plain)
         moved = c - eta2 * of_c
         cells = nearest_cells(new_x, c)
         settled = exact_centres(moved, new_x, cells, eta2 * problem.lam / 2)
         new_c = (moved + centre_sign * (settled - moved)).sort(1).values
-        of_x_next, of_c_next = problem.gradients(new_x, new_c)
+        value, of_x_next, of_c_next = problem.smooth(new_x, new_c, plain)
         pick_x = at_new_x - of_x + (x - new_x) / eta1
         pick_c = of_c_next - of_c + (c - new_c) / eta2
         path.squared_gradients.append(float((pick_x**2).sum() + (pick_c**2).sum()))
-        path.objective.append(problem.objective(new_x, new_c))
+        path.objective.append(value + problem.pull(new_x, new_c))
         path.span = max(path.span, float(new_c[0, -1] - new_c[0, 0]))
         x, c, of_x = new_x, new_c, of_x_next
     path.soft_loss, path.hard_loss = problem.soft_loss(x, c), problem.hard_loss(x, c)
