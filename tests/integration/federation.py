@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from forge import Forge, Forged
+from forge import SHARED, Forge, Forged, OwnForge
 
 from fedserver.client import Operator
 
@@ -38,8 +38,10 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
 @functools.cache
 def shared_forge() -> Forge:
     """Return the process that forks for all tests of this session; it ends with it."""
+    if SHARED in os.environ:
+        return Forge(Path(os.environ[SHARED]))
     folder = tempfile.TemporaryDirectory(prefix="forge-")
-    forge = Forge(Path(folder.name))
+    forge = OwnForge(Path(folder.name))
     atexit.register(folder.cleanup)
     atexit.register(forge.close)
     return forge

@@ -1,10 +1,11 @@
 """Starts processes in milliseconds: by forking one that has imported everything already.
 
 A training process takes over two seconds of processor time to import torch, a server one; a bench
-that kills hundreds of them would spend most of its time there. `python forge.py SOCKET` imports
-all and waits; each request (arguments, environment, folder, three descriptors) becomes a fork with
-a session of its own, so that signals, groups and exit statuses are those of any process. Where
-figures of a process count (memory), or how programs start, they are started plainly instead.
+that kills hundreds of them would spend most of its time there. `python forge.py SOCKET` waits, and
+imports all once it is asked for the first time; each request (arguments, environment, folder, three
+descriptors) becomes a fork with a session of its own, so that signals, groups and exit statuses are
+those of any process. Where figures of a process count (memory), or how programs start, they are
+started plainly instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -24,9 +26,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from fedclient import profile
-from motley.algorithms import registry
 
 HERE = Path(__file__).resolve().parent
 FAULTS = HERE.parent / "faults"
@@ -65,36 +64,20 @@ MODULES = (
 )
 REQUEST_BYTES = 1 << 18
 START_SECONDS = 200.0
-"""It imports torch: five seconds, or minutes on a machine that is busy with other work."""
+SHARED = "TESTS_FORGE"
+"""Names the socket of the forge that all workers of one pytest share, in their environment."""
 
 
 class Forge:
-    """The bench's side: the process that forks, and what it forked."""
+    """The bench's side: the process that forks, by its socket."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start it; its socket and its log lie in `folder`."""
-        path = [str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
-        self.socket = folder / "forge.sock"
-        self._log = (folder / "forge.log").open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-u", str(HERE / "forge.py"), str(self.socket)],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            env=environment,
-        )
-        end = time.monotonic() + START_SECONDS
-        while not self.socket.exists():
-            assert self._process.poll() is None, "the forge did not start; see forge.log"
-            assert time.monotonic() < end, f"the forge did not start within {START_SECONDS:.0f} s"
-            time.sleep(0.02)
+    def __init__(self, path: Path) -> None:
+        """Use the one that listens at `path`."""
+        self.socket = path
+
+    def command(self, module: str) -> tuple[str, ...]:
+        """Return a command that stands for `python -m MODULE`, for who starts processes itself."""
+        return (sys.executable, "-I", "-S", str(STUB), str(self.socket), module)
 
     def start(
         self,
@@ -113,6 +96,35 @@ class Forge:
         with open(os.devnull, "rb") as nothing:
             descriptors = [nothing.fileno(), output.fileno(), (errors or output).fileno()]
             return Forged(self.socket, arguments, environment, folder, descriptors, brief)
+
+
+class OwnForge(Forge):
+    """One that this process starts, and ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start it; its socket and its log lie in `folder`."""
+        super().__init__(folder / "forge.sock")
+        path = [str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        self._log = (folder / "forge.log").open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-u", str(HERE / "forge.py"), str(self.socket)],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+        )
+        end = time.monotonic() + START_SECONDS
+        while not self.socket.exists():
+            assert self._process.poll() is None, "the forge did not start; see forge.log"
+            assert time.monotonic() < end, f"the forge did not start within {START_SECONDS:.0f} s"
+            time.sleep(0.02)
 
     def close(self) -> None:
         """End the forge; what it forked was ended before."""
@@ -143,7 +155,9 @@ class Forged:
             "brief": brief,
         }
         socket.send_fds(self._line, [json.dumps(request).encode()], descriptors)
-        self.pid: int = json.loads(self._line.recv(1000))["pid"]
+        answer = self._line.recv(1000)
+        assert answer, f"the forge ended; see forge.log beside {path}"
+        self.pid: int = json.loads(answer)["pid"]
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -180,12 +194,18 @@ class _Smithy:
     def __init__(self, path: str) -> None:
         self._children: dict[int, socket.socket] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(path)
+        self._listener.bind(f"{path}.new")
         self._listener.listen(64)
+        os.rename(f"{path}.new", path)  # what is there can be asked
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def is_needed(self) -> bool:
+        """Wait for the first request; return False if standard input was closed before."""
+        found, _, _ = select.select([sys.stdin.fileno(), self._listener], [], [])
+        return self._listener in found
 
     def run(self) -> Callable[[], None]:
         """Fork until standard input is closed; in each fork, return what it has to do."""
@@ -274,7 +294,6 @@ def _work(request: dict[str, Any]) -> None:
 
 def _die_with(pid: int) -> None:
     """Kill this process when the one that stands for it is gone."""
-    import select
     import threading
 
     try:
@@ -303,20 +322,27 @@ def _leave() -> None:
         os._exit(_status[0])
 
 
-def main() -> None:
-    """Import everything, then fork."""
-    # Before most of what is imported: what that registers then runs first.
-    atexit.register(_leave)
+def _import_all() -> None:
     for name in MODULES:
         importlib.import_module(name)
-    profile.PROBE_SECONDS = 0.02
+    importlib.import_module("fedclient.profile").PROBE_SECONDS = 0.02
+    registry = importlib.import_module("motley.algorithms.registry")
     for name in registry.names():  # a client tells which it can run, and imports all for that
         registry.find(name)
     gc.collect()
     gc.freeze()
-    work = _Smithy(sys.argv[1]).run()
+
+
+def main() -> None:
+    """Import everything, then fork."""
+    # Before most of what is imported: what that registers then runs first.
+    atexit.register(_leave)
+    smithy = _Smithy(sys.argv[1])
+    if not smithy.is_needed():
+        return
+    _import_all()
     try:
-        work()
+        smithy.run()()
     except SystemExit as end:
         _status.append(end.code or 0)
         raise

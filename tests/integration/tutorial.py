@@ -104,11 +104,11 @@ class Machines:
         """Where programs are that fork: commands that do not last, twenty of them, start there."""
         if self.apart:
             return ""
-        folder, stub = self.root / "forked", Path(__file__).with_name("forge_stub.py")
+        folder = self.root / "forked"
         folder.mkdir()
         for program in ("fedserver", "fedclient"):
-            words = [sys.executable, "-I", "-S", str(stub), str(shared_forge().socket)]
-            text = f'#!/bin/sh\nexec {shlex.join(words)} {program}.cli "$@"\n'
+            words = shared_forge().command(f"{program}.cli")
+            text = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
             (folder / program).write_text(text)
             (folder / program).chmod(0o755)
         return f"{folder}:"
