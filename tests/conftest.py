@@ -3,6 +3,7 @@ made once: initial models and compiled statements."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -25,6 +26,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 *_steps, _ = structlog.get_config()["processors"]
 _plainly = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*_steps, _plainly])
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for no garbage among modules and tests: they stay, and there are a million objects."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

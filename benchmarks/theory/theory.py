@@ -13,16 +13,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import torch
 from federated import Group, Rates, algorithm_2, clients
 from logistic import EvenProblem, Problem, algorithm_1
 from logistic import Path as Steps
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 PAGE = """\
@@ -246,6 +245,11 @@ def _slope(at: Sequence[float], values: Sequence[float]) -> float:
 
 
 def _chart(path: Path, draw: Callable[[Axes], None]) -> None:
+    import matplotlib  # the tests of the rest need no half second for it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 4), dpi=110)
     draw(axes)
     axes.grid(alpha=0.3, which="both")
