@@ -32,7 +32,10 @@ def check_bits(bits: int) -> None:
 
 def packed_size(n: int, bits: int) -> int:
     """Return the bytes that `n` codes of `bits` bits take."""
-    return sum((n * group + 7) // 8 for group in GROUPS[bits])
+    size = 0
+    for group in GROUPS[bits]:
+        size += (n * group + 7) // 8
+    return size
 
 
 def pack(codes: Codes, bits: int, out: Codes | None = None) -> Codes:

@@ -21,6 +21,7 @@ MAX_NAME_BYTES = 256
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 2**32 - 1
 MAX_ELEMENTS = 2**40
+_CONTROL = bytes([*range(0x20), 0x7F])
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def check_name(name: str) -> bytes:
         raise EncodingError(
             f"tensor name {name[:40]!r} has {len(encoded)} bytes; expected 1 to {MAX_NAME_BYTES}"
         )
-    if any(byte < 0x20 or byte == 0x7F for byte in encoded):
+    if len(encoded.translate(None, _CONTROL)) < len(encoded):
         raise EncodingError(f"tensor name {name!r} holds a control character")
     return encoded
 
@@ -139,9 +140,12 @@ def check_shape(shape: tuple[int, ...]) -> None:
     """Raise EncodingError when `shape` is against the wire format."""
     if len(shape) > MAX_DIMENSIONS:
         raise EncodingError(f"{len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
-    if any(type(length) is not int or not 0 <= length <= MAX_DIMENSION for length in shape):
-        raise EncodingError(f"shape {shape}: each dimension is an int from 0 to {MAX_DIMENSION}")
-    if math.prod(length for length in shape if length) > MAX_ELEMENTS:
+    for length in shape:
+        if type(length) is not int or not 0 <= length <= MAX_DIMENSION:
+            raise EncodingError(
+                f"shape {shape}: each dimension is an int from 0 to {MAX_DIMENSION}"
+            )
+    if math.prod(filter(None, shape)) > MAX_ELEMENTS:
         raise EncodingError(f"shape {shape} has more than 2^40 elements")
 
 
