@@ -37,7 +37,8 @@ def test_stubs_work_with(which: str, tmp_path: Path) -> None:
             pytest.skip(f"no oldest grpcio is known for Python {sys.version_info[:2]}")
         wanted = [f"grpcio=={version}", f"protobuf=={OLDEST_PROTOBUF}"]
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
-    install += ["--disable-pip-version-check", "--target", str(tmp_path), *wanted]
+    install += ["--disable-pip-version-check", "--no-warn-conflicts"]
+    install += ["--target", str(tmp_path), *wanted]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode and "No matching distribution" not in done.stderr:
         pytest.skip(f"no package registry here: {done.stderr.strip().splitlines()[-1]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -53,28 +54,36 @@ def maps_torch(pid: int) -> bool:
     return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
 
 
+WORKLOAD = ("--workload", "identity=wire_workload:Identity")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plain]:
+    """A server and two clients that take one run after the other."""
+    found = Plain(tmp_path_factory.mktemp("arrays"), forked=False)
+    try:
+        found.serve(*WORKLOAD)
+        for name in ("a", "b"):
+            found.client(name, "any", *WORKLOAD)
+        yield found
+    finally:
+        found.close()
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("bits", [32, 4])
 def test_daemon_and_training_process_import_no_torch(
-    tmp_path: Path, bits: int, identity: ModuleType
+    tmp_path: Path, bits: int, world: Plain, identity: ModuleType
 ) -> None:
-    world = Plain(tmp_path, forked=False)
-    workload = ("--workload", "identity=wire_workload:Identity")
-    try:
-        world.serve(*workload)
-        for name in ("a", "b"):
-            world.client(name, "any", *workload)
-        run = world.submit(RUN.replace("BITS", str(bits)))
-        world.finished(run)
-        for name in ("a", "b"):
-            (started,) = world.events(name, "worker_started")
-            assert not maps_torch(started["pid"])
-            assert not maps_torch(world.processes[name].pid)
-        assert not maps_torch(world.processes["server"].pid)
-        with Operator(world.data) as operator:
-            operator.fetch(run, 2, tmp_path / "model.payload")
-    finally:
-        world.close()
+    run = world.submit(RUN.replace("BITS", str(bits)))
+    world.finished(run)
+    for name in ("a", "b"):
+        (started,) = world.events(name, "worker_started")
+        assert not maps_torch(started["pid"])
+        assert not maps_torch(world.processes[name].pid)
+    assert not maps_torch(world.processes["server"].pid)
+    with Operator(world.data) as operator:
+        operator.fetch(run, 2, tmp_path / "model.payload")
     if bits == 32:
         check_values(tmp_path / "model.payload", identity)
 
