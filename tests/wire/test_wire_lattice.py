@@ -10,12 +10,13 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 import wire_reference
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from motley.errors import EncodingError, PayloadError
 from motley.wire import TILE, DitheredLattice, EncodedTensor, quantize_lattice, quantize_uniform
+from motley.wire.dithered import safe_extent
 from motley.wire.encodings.lattice import dither
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -154,11 +155,19 @@ def test_codes_are_the_nearest_points_of_the_box(bits, dimensions, reach):
     st.sampled_from([1, 2]),
     st.integers(0, 2**64 - 1),
 )
+@example(np.array(1e-37, np.float32), 5, 1, 0)  # a step below the smallest normal number
 def test_no_value_overloads_when_all_are_reached(x, bits, dimensions, seed):
     tensor = quantize_lattice(x, bits, dimensions, seed)
     assert tensor.shape == x.shape
     found = (tensor.decode().astype(np.float64) - x).reshape(-1)
     step, largest = float(tensor.scale[1]), float(np.max(np.abs(x), initial=0))
+    if step == 0:  # it would be no normal number: see test_zeros_and_tiny_values_have_no_step
+        assert (
+            largest / safe_extent(DitheredLattice(bits, dimensions)) * (1 + 1e-5)
+            < np.finfo(np.float32).tiny
+        )
+        assert not tensor.decode().any()
+        return
     tolerance = step * 1e-4 + 4e-7 * largest + 3e-38
     if dimensions == 2:
         points = np.concatenate([found, np.zeros(found.size % 2)]).reshape(-1, 2)
