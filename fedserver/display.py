@@ -141,7 +141,7 @@ def print_join(record: dict[str, Any]) -> None:
     whom = f"client {record['client']} alone" if record["client"] else "any new client"
     print_facts(
         {
-            "token": record["id"],
+            "token id": record["id"],
             "for": whom,
             "devices": str(record["uses"]),
             "until": f"{moment(record['expires'])} UTC",

@@ -18,7 +18,7 @@ from structlog.stdlib import get_logger
 
 from fedserver.errors import PreparationError
 from fedserver.storage.trouble import disk_trouble
-from motley.errors import MotleyError, did_you_mean
+from motley.errors import MotleyError, PayloadError, did_you_mean
 from motley.plugins import create
 from motley.seeding import derive
 from motley.workload import Split, Workload
@@ -110,8 +110,15 @@ def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     if job["init"] and not is_payload(Path(job["init"])):
         tensors = read_pretrained(Path(job["init"]), variants[chosen])
     elif job["init"]:
-        with PayloadReader(Path(job["init"]), table.tensor_table) as reader:
-            tensors = {row.name: reader[row.name].decode() for row in table.rows}
+        try:
+            with PayloadReader(Path(job["init"]), table.tensor_table) as reader:
+                tensors = {row.name: reader[row.name].decode() for row in table.rows}
+        except PayloadError as error:
+            raise PreparationError(
+                f"run.init: {job['init']} does not fit model variant {chosen!r} ({error}); "
+                f"expected its global model as `fedserver fetch` writes it, or as "
+                f"`fedserver export --format safetensors` does"
+            ) from None
     else:
         tensors = fresh_tensors(variants[chosen], derive(job["seed"], "init", chosen))
     encoded = [(row.name, encode_dense(tensors[row.name])) for row in table.rows]

@@ -1,5 +1,5 @@
-"""Shared by all tests: folders whose modules tests import, a process that forks others, and what is
-made once: initial models and compiled statements."""
+"""Shared by all tests: folders whose modules tests import, a process that forks others, and initial
+models made once."""
 
 from __future__ import annotations
 
@@ -46,30 +46,6 @@ def pytest_configure(config: pytest.Config) -> None:
     forge = OwnForge(Path(folder.name))
     config.add_cleanup(forge.close)
     os.environ[SHARED] = str(forge.socket)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _statements_are_compiled_once() -> Iterator[None]:
-    """Let all databases of this process use what SQLAlchemy compiled for one: a server has one, and
-    the tests have hundreds."""
-    if "fedserver.storage.database" not in sys.modules:
-        yield
-        return
-    from sqlalchemy import Engine, create_engine
-    from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
-
-    compiled: dict[object, object] = {}
-
-    def create(*arguments: object, **options: object) -> Engine:
-        made = create_engine(*arguments, **options)  # type: ignore[call-overload]
-        return made.execution_options(compiled_cache=compiled)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedserver.storage.database.create_engine", create)
-        # The key of what is compiled holds the dialect, of which each engine has one.
-        patch.setattr(SQLiteDialect_pysqlite, "__hash__", lambda _: hash(SQLiteDialect_pysqlite))
-        patch.setattr(SQLiteDialect_pysqlite, "__eq__", lambda own, other: type(own) is type(other))
-        yield
 
 
 @pytest.fixture(autouse=True)

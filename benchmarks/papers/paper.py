@@ -75,8 +75,9 @@ def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
         for table, row, seed in rows.queue(chosen, options.rows, options.seeds, gpu=gpu)
         if results.saved(table.name, row, seed) is None
     )
-    refused = 0
+    refused, ended = 0, 0
     for (table, row, seed), result in _ended(waiting, options, limits):
+        ended += 1
         try:
             found = result()
         except (rows.TooLongError, DataDirectoryError) as error:  # or another queue is at it
@@ -88,6 +89,9 @@ def _run(chosen: list[tables.Table], options: argparse.Namespace) -> None:
         page.write(table)
     for table in chosen:
         page.write(table)
+        if not ended:
+            told = f"nothing is left to run; docs/results/{table.name}.md has what was"
+            rows.console.print(f"{table.name}: {told}")
     skipped = 0 if gpu else sum(row.gpu for table in chosen for row in table.rows)
     if skipped:
         rows.console.print(f"{skipped} rows are for a GPU: --device cuda")
@@ -201,8 +205,11 @@ def _options() -> argparse.Namespace:
     alone = options.search or options.check or options.rows
     if alone and any(name in scripts.SCRIPTS for name in options.tables):
         parser.error(f"{', '.join(scripts.SCRIPTS)} are scripts: without --search, --check, --rows")
-    if options.data is None and not (options.list or options.pages or options.check):
-        parser.error("give --data FOLDER, the folder of the data sets, or set MOTLEY_DATA_DIR")
+    if not (options.list or options.pages or options.check):
+        if options.data is None:
+            parser.error("give --data FOLDER, the folder of the data sets, or set MOTLEY_DATA_DIR")
+        if not options.data.is_dir():
+            parser.error(f"--data {options.data} is no folder; give that of the data sets")
     return options
 
 

@@ -14,12 +14,11 @@ from structlog.stdlib import get_logger
 from fedserver.model_process import end_children
 from fedserver.rounds import housekeeping
 from fedserver.rounds.engine import Engine
-from fedserver.rounds.jobs import Job
+from fedserver.rounds.jobs import Job, note_failure
 from fedserver.storage.database import DatabaseThread
 from fedserver.storage.payloads import PayloadStore
 from fedserver.storage.trouble import disk_trouble
 from motley.allocator import give_back
-from motley.errors import MotleyError
 
 log = get_logger()
 T = TypeVar("T")
@@ -169,11 +168,7 @@ class Driver:
         except Exception as error:
             if disk_trouble(error):
                 raise
-            told = {"job": type(job).__name__, "run": job.context.id}
-            if isinstance(error, MotleyError):
-                log.error("job_failed", **told, reason=str(error))
-            else:
-                log.exception("job_failed", **told)
+            note_failure(job, error)
             await self._database(self._engine.failed, job, error)
         self._release()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from structlog.stdlib import get_logger
 
 from fedserver.aggregation.fold import Contribution, fold
 from fedserver.aggregation.reducers import reducer_for
@@ -22,6 +23,7 @@ from fedserver.rounds.context import EMPTY_TABLE, RunContext
 from fedserver.rounds.private import noise_to_plan
 from fedserver.storage.payloads import PayloadStore
 from motley.algorithms.base import Coefficient
+from motley.errors import MotleyError
 from motley.models.units import TensorInfo
 from motley.plan import FULL_PRECISION, HALF, Plan
 from motley.prune.masks import PRUNING_RULES, UploadMasks, is_prunable, named
@@ -36,6 +38,8 @@ from motley.wire import (
     quantize_uniform,
     write_payload,
 )
+
+log = get_logger()
 
 RunModelJob = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Does what needs torch: in a child process (`run_job`), or in this one."""
@@ -278,3 +282,12 @@ class HeldOutJob:
 
 
 Job = PrepareJob | OpenJob | FoldJob | HeldOutJob
+
+
+def note_failure(job: Job, error: Exception) -> None:
+    """Log a job that failed: the reason where the run asks for what cannot be, else the trace."""
+    told = {"job": type(job).__name__, "run": job.context.id}
+    if isinstance(error, MotleyError):
+        log.error("job_failed", **told, reason=str(error))
+    else:
+        log.error("job_failed", **told, exc_info=error)

@@ -14,7 +14,7 @@ from structlog.stdlib import get_logger
 from fedserver.errors import SimulationError
 from fedserver.rounds import housekeeping
 from fedserver.rounds.engine import Engine
-from fedserver.rounds.jobs import HeldOutJob, Job, PrepareJob, RunModelJob
+from fedserver.rounds.jobs import HeldOutJob, Job, PrepareJob, RunModelJob, note_failure
 from fedserver.rounds.tasks import Arrived, Receipt, TaskDesk, Ticket
 from fedserver.rounds.updates import check_update
 from fedserver.simulate.clients import Clients, Work
@@ -137,7 +137,7 @@ class Loop:
         except Exception as error:
             if disk_trouble(error):
                 raise
-            log.exception("job_failed", job=type(job).__name__, run=job.context.id)
+            note_failure(job, error)
             self._engine.failed(job, error)
 
     def _tell(self) -> None:

@@ -10,7 +10,7 @@ from bench import Bench, runfile
 from sqlalchemy import select, update
 from test_engine import finish_round, started
 
-from fedserver.errors import RunStateError, UnknownRunError
+from fedserver.errors import PreparationError, RunStateError, UnknownRunError
 from fedserver.model_process import prepare
 from fedserver.rounds.jobs import PrepareJob
 from fedserver.storage.schema import runs
@@ -18,7 +18,7 @@ from motley.errors import RunFileError, WorkloadError
 from motley.models.units import variant_table
 from motley.seeding import numpy_generator
 from motley.task import TaskKind
-from motley.wire import PayloadReader
+from motley.wire import PayloadReader, encode_dense, write_payload
 from motley.workloads.digits import Digits
 
 
@@ -93,6 +93,9 @@ def test_init_from_a_pretrained_model(bench: Bench, tmp_path: Path) -> None:
     job = bench.engine.tick()
     assert isinstance(job, PrepareJob)
     assert job.run(bench.payloads, prepare)["sha256"] == digest
+    write_payload(tmp_path / "blob", [(n, encode_dense(t.numpy())) for n, t in tensors.items()])
+    with pytest.raises(PreparationError, match=r"blob does not fit .*'cnn1'.*fedserver fetch"):
+        job.run(bench.payloads, prepare)  # a packed file, which has names and no table
     save_file({**tensors, "fc9.bias": torch.zeros(2)}, tmp_path / "blob")
     with pytest.raises(WorkloadError, match=r"blob.*unknown fc9\.bias"):
         job.run(bench.payloads, prepare)

@@ -47,8 +47,9 @@ class Settings(BaseModel):
         Of settings that are `LATER` only those that differ from their default: a device of a
         version that does not know one refuses the plan, and would refuse all of them.
         """
-        later = {n for n, field in type(self).model_fields.items() if field.json_schema_extra}
-        default = {n for n in later if getattr(self, n) == type(self).model_fields[n].default}
+        fields = type(self).model_fields.items()
+        later = {name: field.default for name, field in fields if field.json_schema_extra == LATER}
+        default = {name for name, value in later.items() if getattr(self, name) == value}
         return self.model_dump(exclude_none=True, exclude=default)
 
 

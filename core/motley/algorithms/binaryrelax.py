@@ -26,7 +26,7 @@ from pydantic import Field
 
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.algorithms.personal_model import PersonalModel
 from motley.algorithms.proxquant import binary_fault
 from motley.errors import TrainingError
 from motley.workload import Scalar
@@ -156,4 +156,4 @@ class BinaryRelax(PersonalModel):
             state.check_counts(personal, variant, plan)
             return personal
         counts = state.quantized_counts(variant, plan)
-        return binary_state(initial_model(context, self.settings), tuple(counts))
+        return binary_state(self.first_model(context), tuple(counts))

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.algorithms.personal_model import PersonalModel, StartSettings, initial_model
+from motley.algorithms.personal_model import PersonalModel, StartSettings
 from motley.errors import TrainingError
 from motley.plan import FULL_PRECISION
 from motley.workload import Scalar, Workload
@@ -129,14 +129,10 @@ class FML(PersonalModel):
         return repeated(step, feed, settings.epoch)
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
-        """Return the private model as it was left, or as the seed draws it."""
+        """Return the private model as it was left, or the one that a client starts from."""
         from motley.training.personal import full_precision_state
 
-        return (
-            full_precision_state(initial_model(context, self.settings))
-            if personal is None
-            else personal
-        )
+        return full_precision_state(self.first_model(context)) if personal is None else personal
 
     trains_together: ClassVar[bool] = True
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from motley.algorithms.base import Broadcast, ClientContext, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.algorithms.personal_model import PersonalModel
 from motley.errors import TrainingError
 from motley.plan import FULL_PRECISION
 from motley.quantize.rules import CentreRules, CentreStep, Mode, Rates, Start
@@ -265,7 +265,7 @@ class Local(PersonalModel):
         from motley.training.personal import check_counts
 
         if personal is None:
-            return self._fresh(context, initial_model(context, self.settings))
+            return self._fresh(context, self.first_model(context))
         variant = context.workload.variants()[context.plan.variant]
         check_counts(personal, variant, context.plan, self.settings.centre_count)
         return personal

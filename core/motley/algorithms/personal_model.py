@@ -48,6 +48,16 @@ class PersonalModel(Algorithm):
         """Return what `personal_start` says; a variant of another size is drawn all the same."""
         return settings.get("personal_start") == "global"
 
+    def first_model(self, context: ClientContext) -> Tensors:
+        """Return x⁰: the plan's variant as the run's seed draws it, or as `StartSettings` say."""
+        from motley.training.personal import initial_tensors
+
+        name, received = context.plan.variant, context.received
+        wanted = self.begins_global(context.plan.settings)
+        if wanted and received is not None and context.task.global_variant == name:
+            return dict(received.tensors)
+        return initial_tensors(context.workload.variants()[name], name, context.task.run_seed)
+
     @abstractmethod
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
         """Return the state handed in, or the one that a client starts from.
@@ -95,14 +105,3 @@ class PersonalModel(Algorithm):
                 "centre_updates_moved": float(moved) / max(1, int(updates)),
             }
         return Finished(variant=context.plan.variant, model=model, metrics=metrics)
-
-
-def initial_model(context: ClientContext, settings: Settings) -> Tensors:
-    """Return x⁰: the plan's variant as the run's seed draws it, or as `StartSettings` say."""
-    from motley.training.personal import initial_tensors
-
-    name, received = context.plan.variant, context.received
-    wanted = isinstance(settings, StartSettings) and settings.personal_start == "global"
-    if wanted and received is not None and context.task.global_variant == name:
-        return dict(received.tensors)
-    return initial_tensors(context.workload.variants()[name], name, context.task.run_seed)

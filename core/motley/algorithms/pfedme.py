@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 
 from motley.algorithms.base import Broadcast, ClientContext, FloatArray, Settings, Tensors, Trained
 from motley.algorithms.local_settings import LocalSettings
-from motley.algorithms.personal_model import PersonalModel, initial_model
+from motley.algorithms.personal_model import PersonalModel
 from motley.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -164,11 +164,7 @@ class PFedMe(PersonalModel):
         )
 
     def state_of(self, context: ClientContext, personal: Tensors | None) -> Tensors:
-        """Return θ as it was left; for a client that never trained, the first global model."""
+        """Return θ as it was left; for a client that never trained, as the seed draws it."""
         from motley.training.personal import full_precision_state
 
-        return (
-            full_precision_state(initial_model(context, self.settings))
-            if personal is None
-            else personal
-        )
+        return full_precision_state(self.first_model(context)) if personal is None else personal

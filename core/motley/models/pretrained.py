@@ -36,10 +36,10 @@ def read_pretrained(path: Path, variant: Variant) -> dict[str, Array]:
         )
     library = need("safetensors", "a start from a safetensors file")
     import torch
+    from safetensors.torch import load_file
 
-    path.open("rb").close()  # what the disk refuses is told as that
     try:
-        read = need("safetensors.torch", "a start from a safetensors file").load_file(path)
+        read = load_file(path)
     except library.SafetensorError as error:
         raise WorkloadError(
             f"run.init: {path} is neither a payload nor a whole safetensors file ({error}); a "
